@@ -1,0 +1,48 @@
+# Everything runs in .venv, which `make` itself sets up from requirements.lock. Needs only Python >= 3.11.5, make and a package registry.
+PYTHON ?= python3
+UV     := uv==0.13.9
+BIN    := .venv/bin
+HOME_  := $(or $(MLTRADER_HOME),.mltrader)
+
+.PHONY: run test lab setup data pipeline lock lint clean help
+.DEFAULT_GOAL := help
+
+help:           ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+run: data       ## bring the data, build the whole DAG, say where the report is
+	@$(BIN)/ploomber build --env--home $(HOME_)
+
+test: data      ## every test: notebooks, pytest, a smoke build of the DAG
+	@$(BIN)/python -m pytest -c tests/pytest.ini tests
+
+lab: setup      ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+data: setup
+	@$(BIN)/mltrader data sync
+
+setup: .venv/.ready ## the environment in .venv
+
+.venv/.ready: requirements.lock settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "mltrader needs Python 3.11.5 or newer; found " + sys.version.split()[0] + ". Set PYTHON=/path/to/python3.11.")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UV)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/mltrader setup
+	@touch $@
+
+pipeline: setup ## write pipeline.yaml from the table in nbs/51_reports.ipynb
+	@$(BIN)/python -c "from pathlib import Path; from mltrader.reports import pipeline_yaml; Path('pipeline.yaml').write_text(pipeline_yaml(Path('.')))"
+
+lock: setup     ## resolve requirements.in anew into requirements.lock
+	@(echo '# Exact versions, with hashes. Written by `make lock` from requirements.in; needs Python >= 3.11.5.'; \
+	  $(BIN)/uv pip compile -q requirements.in --generate-hashes --no-emit-package mltrader --python-version 3.11.5 --no-annotate --no-header) > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+lint: setup     ## ruff on the exported package and the tests
+	@$(BIN)/ruff check mltrader tests
+
+clean:          ## remove state and reports (asks nothing; history of decisions is lost)
+	rm -rf .mltrader reports/run_* reports/index.html
