@@ -1,0 +1,145 @@
+"""The store refuses what must never happen, whatever the code above it does."""
+from datetime import UTC, date, datetime
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mltrader import registry
+from mltrader import store as db
+from mltrader.artifacts import ArtifactStore
+from mltrader.core import Clock, ConfigError, LeaseError
+from mltrader.store import Store
+
+START = Clock(datetime(2024, 1, 2, tzinfo=UTC))
+DAY = date(2024, 1, 2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(f"sqlite:///{tmp_path}/t.db")
+
+
+def begin(store: Store, run_id: str, clock: Clock = START, seconds: float = 3600) -> int:
+    with store.write() as conn:
+        token = db.take_lease(conn, run_id, seconds, clock)
+        db.start_run(conn, run_id, "cycle", "test", token, {}, "d", clock)
+    return token
+
+
+def test_migrated_schema_is_the_declared_one(store):
+    """Independent check by alembic: migrations and metadata agree."""
+    with store.read() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+    assert store.version() == len(db.MIGRATIONS)
+
+
+def test_thirteen_tables_with_foreign_keys_to_a_run(store):
+    with store.read() as conn:
+        inspector = sa.inspect(conn)
+        for name in db.SEED_TABLES:
+            assert inspector.has_table(name)
+            if name != "training_runs":
+                assert "training_runs" in {key["referred_table"] for key in inspector.get_foreign_keys(name)}, name
+        assert conn.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_newer_store_is_refused(store):
+    with store.write() as conn:
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="99"))
+    with pytest.raises(ConfigError, match="version 99"):
+        Store(str(store.url))
+
+
+def test_migration_resumes_where_it_stopped(tmp_path, monkeypatch):
+    """A store of version 1 gets exactly the missing steps; a step that fails leaves the version before it."""
+    store = Store(f"sqlite:///{tmp_path}/t.db")
+    monkeypatch.setattr(db, "MIGRATIONS", (*db.MIGRATIONS, ("fails", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x)") and 1 / 0)))
+    with pytest.raises(ZeroDivisionError):
+        store.migrate()
+    assert store.version() == 1
+    with store.read() as conn:
+        assert not sa.inspect(conn).has_table("half")
+    monkeypatch.setattr(db, "MIGRATIONS", (db.MIGRATIONS[0], ("works", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x)"))))
+    assert store.migrate() == 2
+
+
+def test_a_stale_holder_cannot_write(store):
+    """Fencing: a run whose lease ran out and was taken over is refused, even though it never noticed."""
+    old = begin(store, "a", seconds=5)
+    later = Clock(START.after(seconds=60))
+    new = begin(store, "b", later)
+    with store.read() as conn, pytest.raises(LeaseError, match="taken over"):
+        db.check_token(conn, old)
+    with store.write() as conn:
+        assert not db.renew_lease(conn, old, 60, later)
+        db.release_lease(conn, old)  # no effect
+        db.check_token(conn, new)
+
+
+def test_null_heartbeat_is_reaped(store):
+    """A run that was recorded and died before its first heartbeat does not stay `running` for ever."""
+    with store.write() as conn:
+        db.start_run(conn, "ghost", "cycle", "test", 0, {}, "d", START)
+        assert db.reap_lost_runs(conn, START) == ["ghost"]
+        assert db.runs(conn)[0]["status"] == "lost"
+
+
+def test_rows_are_written_together_or_not_at_all(store):
+    begin(store, "a")
+    good = dict(symbol="JPM", feature_set="f", n_rows=1)
+    with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
+        db.write_rows(conn, "a", {"feature_store": [good], "model_predictions": [dict(session=DAY, symbol="JPM", proba_buy=1.5)]})
+    with store.read() as conn:
+        assert db.count_rows(conn)["feature_store"] == 0
+
+
+@pytest.mark.parametrize("bad", [
+    {"session": DAY, "symbol": "X", "feature_set": "f", "true_label": 1, "predicted_label": 1},  # not an error
+    {"session": DAY, "symbol": None, "feature_set": "f", "true_label": 1, "predicted_label": 0},
+])
+def test_replay_buffer_holds_errors_only(store, bad):
+    begin(store, "a")
+    with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
+        db.write_rows(conn, "a", {"error_replay_buffer": [bad]})
+
+
+@settings(max_examples=40, deadline=None)
+@given(verdicts=st.lists(st.sampled_from(db.VERDICTS), min_size=1, max_size=8), when=st.integers(0, 9))
+def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
+    """For any history of verdicts, the champion of a session is the last model promoted by then."""
+    folder = tmp_path_factory.mktemp("history")
+    store, files = Store(f"sqlite:///{folder}/t.db"), ArtifactStore(folder)
+    entry = files.put({"x": 1}).as_dict()
+    token, seen, expected = None, None, None
+    for month, verdict in enumerate(verdicts, 1):
+        run_id, model = f"r{month}", f"{month:064d}"
+        if token is None:
+            token = begin(store, run_id)
+        else:
+            with store.write() as conn:
+                db.start_run(conn, run_id, "cycle", "test", token, {}, "d", START)
+        decision = dict(verdict=verdict, model_version=model, recipe_digest=model, kind="first", as_of=f"2020-{month:02d}-28", data_digest="d", feature_set="f", trials=month)
+        name = registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": entry}}, seen, START)
+        assert (name is not None) == (verdict == "PROMOTE")
+        if verdict == "PROMOTE":
+            seen = model
+            if month <= when:
+                expected = model
+    found = registry.champion(store, as_of=f"2020-{when:02d}-28" if when else "2019-12-31")
+    assert (found and found["id"]) == expected
+    store.engine.dispose()
+
+
+def test_promotion_without_a_trial_is_refused(store):
+    """The ledger is law: a gate row must point at a trial."""
+    begin(store, "a")
+    with store.write() as conn:
+        db.add_version(conn, "a", "m" * 64, "r", DAY, "f", {}, START)
+    row = dict(model_version="m" * 64, trial_id=12345, trials=1, kind="first", verdict="PROMOTE", as_of=DAY, promoted_to_production=True)
+    with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
+        db.add_gate_row(conn, "a", row, [], START)
