@@ -1,0 +1,56 @@
+"""The command line is quick to start, says one line, and ends with the right code."""
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def call(*arguments: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code] if code else [sys.executable, "-c", "from mltrader.cli import main; main()", *arguments]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MLTRADER_")}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**clean, **env})
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status"], ["history"], ["champion"], ["config", "show"]])
+def test_light_commands_load_nothing_heavy(arguments, tmp_path):
+    code = (f"import sys; sys.argv = ['mltrader', *{arguments!r}]\nfrom mltrader.cli import main\n"
+            "try: main()\nexcept SystemExit: pass\n"
+            "print('LOADED', *sorted({'ploomber', 'shap', 'matplotlib', 'numba', 'pandas', 'sklearn', 'xgboost'} & set(sys.modules)))")
+    done = call(code=code, MLTRADER_HOME=str(tmp_path))
+    assert done.stdout.strip().splitlines()[-1] == "LOADED", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "env", "code", "words"), [
+    (["cycle", "--as-of", "someday"], {}, 2, "YYYY-MM-DD"),
+    (["status"], {"MLTRADER_LABELS__HORIZON": "soon"}, None, None),
+    (["config", "show"], {"MLTRADER_LABELS__HORIZON": "soon"}, 2, "labels.horizon"),
+    (["config", "show"], {"MLTRADER_LABELS__HORIZN": "5"}, 2, "labels.horizn"),
+    (["config", "show"], {"MLTRADER_SETTINGS": "absent.toml"}, 2, "absent.toml"),
+    (["data", "check"], {"MLTRADER_MARKET__PROVIDER": "csv", "MLTRADER_MARKET__PATH": "absent.csv"}, 4, "absent.csv"),
+    (["data", "check"], {}, 5, "mltrader data sync"),
+    (["history"], {}, 2, "make run"),
+    (["nonsense"], {}, 2, "nonsense"),
+])
+def test_exit_codes_and_one_line(tmp_path, arguments, env, code, words):
+    done = call(*arguments, MLTRADER_HOME=str(tmp_path), **env)
+    if code is not None:
+        assert done.returncode == code, done.stderr
+        assert words in done.stderr and "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_command_has_help_with_an_example():
+    from mltrader.cli import app, config_app, data_app, store_app
+
+    for typer_app in (app, config_app, data_app, store_app):
+        for command in typer_app.registered_commands:
+            if not command.hidden:
+                assert "Example: mltrader" in command.callback.__doc__, command.callback.__name__
+
+
+def test_dry_runs_change_nothing(tmp_path):
+    for arguments in (["cycle", "--dry-run"], ["data", "sync", "--dry-run"], ["store", "migrate", "--dry-run"]):
+        assert call(*arguments, MLTRADER_HOME=str(tmp_path)).returncode == 0
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "products").exists()

@@ -1,0 +1,313 @@
+"""A whole cycle on six real stocks, through the README's own command, and all that must hold after it."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import sqlalchemy as sa
+from conftest import Project, copy_project
+
+from mltrader import reports
+from mltrader import store as db
+from mltrader.core import TASKS
+from mltrader.store import Store
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """The project after one `make run`."""
+    made = copy_project(tmp_path_factory.mktemp("cycle") / "mltrader")
+    log = made.root / "sockets.log"
+    done = made.call("make", "run", SOCKET_LOG=str(log), PYTHONPATH=f"{made.root / 'tests' / 'socket_guard'}:{made.root}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    made.output, made.sockets = done.stdout, log.read_text() if log.exists() else ""
+    made.run_id = re.search(r"run_\w+", done.stdout)[0]
+    return made
+
+
+def store_of(project: Project) -> Store:
+    return Store(f"sqlite:///{project.home / 'mltrader.db'}", create=False)
+
+
+def outputs(home: Path) -> dict[str, dict]:
+    return {task: json.loads((home / "products" / task / "outputs.json").read_bytes()) for task in TASKS}
+
+
+def test_run_leaves_every_report(project):
+    folder = project.root / "reports" / project.run_id
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest["status"] == "success" and manifest["verdict"] in db.VERDICTS
+    assert {name: task["status"] for name, task in manifest["tasks"].items()} == dict.fromkeys(TASKS, "ran")
+    for task in TASKS:
+        notebook = json.loads((folder / f"{task}.ipynb").read_text())
+        kinds = [o["output_type"] for c in notebook["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
+        assert "error" not in kinds and "execute_result" in kinds, task
+        text = (folder / f"{task}.html").read_text()
+        assert "How it was done" in text and "<script" not in text and len(text) < 5_000_000, task
+        assert not re.search(r"(?:src|href)\s*=\s*[\"']?https?://", re.sub(r"<a\b[^>]*>", "", text)), task
+    assert project.run_id in (project.root / "reports" / "index.html").read_text()
+    assert str(folder / "summary.html") in project.output
+
+
+def test_build_opens_no_socket_beyond_loopback(project):
+    assert project.sockets == ""
+
+
+def test_socket_guard_would_notice(project, tmp_path):
+    """Red team: a process that tries to reach out is written down."""
+    log = tmp_path / "log"
+    code = "import socket\ntry: socket.create_connection(('192.0.2.1', 9), timeout=0.01)\nexcept OSError: pass"
+    project.call(sys.executable, "-c", code, SOCKET_LOG=str(log), PYTHONPATH=str(project.root / "tests" / "socket_guard"))
+    assert "192.0.2.1" in log.read_text()
+
+
+def test_second_run_does_nothing(project):
+    before = outputs(project.home)
+    done = project.call("make", "run")
+    assert done.returncode == 0 and "Nothing to do" in done.stdout, done.stdout + done.stderr
+    assert outputs(project.home) == before
+    assert len(list((project.root / "reports").glob("run_*"))) == 1
+
+
+def test_store_has_this_runs_rows(project):
+    store = store_of(project)
+    with store.read() as conn:
+        assert conn.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
+        counts = db.count_rows(conn, project.run_id)
+        run = db.runs(conn, run_id=project.run_id)[0]
+        gate = db.gate_row(conn, project.run_id)
+        tasks = db.tasks_of(conn, project.run_id)
+    assert set(counts) == set(db.SEED_TABLES)
+    assert counts["dynamic_events"] == 0  # nothing was under way at the end of the data
+    assert all(n > 0 for name, n in counts.items() if name != "dynamic_events"), counts
+    assert counts["price_data"] == counts["feature_store"] == 6
+    assert run["status"] == "success" and run["verdict"] == gate["verdict"] and run["as_of"].isoformat() == "2022-12-28"
+    assert gate["trials"] >= 1 and gate["rules"]
+    assert [t["task"] for t in tasks if t["status"] == "ran"] == list(TASKS)
+
+
+def test_metrics_are_honest(project):
+    """On this panel a rank IC of 0.05 or an accuracy of 0.9 would be a leak; every model stands beside its baselines."""
+    frame = reports.Upstream("backtest", outputs(project.home)["backtest"]["entries"], reports.ArtifactStore(project.home / "artifacts"))["metrics"]
+    overall = frame[frame["scope"] == "all"].pivot(index="model", columns="metric", values="value")
+    assert {"stack", "forest", "boosting", "prior", "majority", "logit"} <= set(overall.index)
+    assert overall.loc["stack", "accuracy"] < 0.9 and abs(overall.loc["stack", "ic"]) < 0.1
+    ic = frame[(frame["metric"] == "ic") & (frame["model"] == "stack") & (frame["scope"] == "all")].iloc[0]
+    assert ic["low"] < ic["value"] < ic["high"] and ic["n_sessions"] > 250
+
+
+def test_run_verifies_and_a_flipped_byte_is_named(project):
+    assert project.call("mltrader", "verify").returncode == 0
+    page = project.root / "reports" / project.run_id / "meta.html"
+    good = page.read_bytes()
+    page.write_bytes(good[:-1] + b"!")
+    found = project.call("mltrader", "verify", project.run_id)
+    page.write_bytes(good)
+    assert found.returncode == 1 and "meta.html is changed" in found.stdout
+    entry = outputs(project.home)["meta"]["entries"]["model"]["sha256"]
+    path = project.home / "artifacts" / entry[:2] / entry
+    good = path.read_bytes()
+    path.write_bytes(good[:10] + b"#" + good[11:])
+    found = project.call("mltrader", "verify")
+    path.write_bytes(good)
+    assert found.returncode == 1 and "meta.model" in found.stdout
+    assert project.call("mltrader", "verify").returncode == 0
+
+
+EXAMPLES = '''
+from mltrader.orchestrator import TrainingOrchestrator
+orchestrator = TrainingOrchestrator()
+should_run, reason = orchestrator.should_run_training()
+print(f"Should run: {should_run}"); print(f"Reason: {reason}")
+result = orchestrator.run_training_cycle(trigger="manual")
+if result['success']:
+    print(f"Training complete! Promoted: {result['promoted']}"); print(f"Duration: {result['duration_minutes']:.1f} minutes")
+else:
+    print(f"Training failed: {result['error']}")
+for run in orchestrator.get_training_history(limit=10):
+    print(f"{run['run_id']}: {run['status']} ({run['trigger']})")
+    print(f"  Accuracy: {run['overall_accuracy']:.1%}"); print(f"  Promoted: {run['promoted']}")
+assert {"run_id", "promoted", "duration_minutes", "metrics", "report"} <= set(result) or "error" in result
+'''
+
+
+def test_usage_examples_run_as_written(project):
+    done = project.call(sys.executable, "-c", EXAMPLES)
+    assert done.returncode == 0, done.stderr
+    assert "Should run: False" in done.stdout and "Training complete!" in done.stdout and f"{project.run_id}: success (manual)" in done.stdout
+
+
+def test_reading_commands(project):
+    for command, expected in ((["status"], project.run_id), (["history"], project.run_id), (["champion"], "hampion"), (["champion", "--as-of", "2001-01-01"], "No champion"),
+                              (["config", "show"], 'symbols = ["AAPL"'), (["doctor"], "telemetry"), (["data", "check"], "as of 2022-12-28")):
+        plain = project.call("mltrader", *command)
+        assert plain.returncode == 0 and (expected in plain.stdout or "production_v1" in plain.stdout), (command, plain.stdout, plain.stderr)
+        json.loads(project.call("mltrader", *command, "--json").stdout)
+    assert project.call("mltrader", "verify", "no_such_run").returncode == 2
+
+
+def test_python_read_api(project):
+    code = "import mltrader; r = mltrader.runs()[0]; e = mltrader.load_product(r['id'], 'meta')['evaluation']; print(len(e), mltrader.champion() is None)"
+    done = project.call(sys.executable, "-c", code)
+    assert done.returncode == 0 and int(done.stdout.split()[0]) > 1000, done.stderr
+
+
+def test_fast_path_gives_the_same_digests(project):
+    """Without kernels, in a new home: the same results as the notebooks, and the same records."""
+    home = project.fresh_home("fast_home")
+    done = project.call("mltrader", "cycle", "--no-kernels", "--json", MLTRADER_HOME=str(home), MLTRADER_RUN__REPORTS=str(home / "reports"))
+    assert done.returncode in (0, 3), done.stderr
+    mine, theirs = outputs(home), outputs(project.home)
+    assert {t: d["digest"] for t, d in mine.items()} == {t: d["digest"] for t, d in theirs.items()}
+    assert {t: d["rows"] for t, d in mine.items()} == {t: d["rows"] for t, d in theirs.items()}
+    assert json.loads(done.stdout)["success"]
+    with Store(f"sqlite:///{home / 'mltrader.db'}", create=False).read() as a, store_of(project).read() as b:
+        assert db.runs(a)[0]["results_digest"] == db.runs(b)[0]["results_digest"]  # two runs, the same inputs
+        assert [r["status"] for r in db.gate_row(a, db.runs(a)[0]["id"])["rules"]] == [r["status"] for r in db.gate_row(b, project.run_id)["rules"]]
+
+
+def test_users_own_panel_and_bad_data(project):
+    """Two settings bring other symbols; a fault in the file stops at the door, and the last good state stays."""
+    home, rng = project.fresh_home("own_home"), __import__("numpy").random.default_rng(7)
+    days = pd.bdate_range("2012-01-02", "2021-12-31")
+    frames = []
+    for symbol in ("NA", "TRUE", "XYZ", "B.A", "Q-1", "1E5"):
+        close = 50 * (1 + rng.normal(3e-4, 0.015, len(days))).cumprod()
+        spread = close * rng.uniform(0.001, 0.01, len(days))
+        frames.append(pd.DataFrame({"symbol": symbol, "date": days, "open": close, "high": close + spread, "low": close - spread, "close": close, "adj_close": close, "volume": 1e6}))
+    panel = pd.concat(frames)
+    path = project.root / "own.parquet"
+    panel.to_parquet(path, index=False)
+    env = {"MLTRADER_HOME": str(home), "MLTRADER_MARKET__PROVIDER": "parquet", "MLTRADER_MARKET__PATH": str(path), "MLTRADER_UNIVERSE__SYMBOLS": "",
+           "MLTRADER_RUN__REPORTS": str(home / "reports")}
+    done = project.call("mltrader", "cycle", "--no-kernels", **env)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    before = (home / "products" / "market" / "outputs.json").read_bytes()
+    with Store(f"sqlite:///{home / 'mltrader.db'}", create=False).read() as conn:
+        assert {row["symbol"] for row in conn.execute(sa.select(db.price_data)).mappings()} == {"NA", "TRUE", "XYZ", "B.A", "Q-1", "1E5"}
+
+    broken = panel.copy()
+    broken.iloc[100, broken.columns.get_loc("close")] = -1.0
+    broken.to_parquet(path, index=False)
+    done = project.call("mltrader", "cycle", **env)  # with kernels: the partial notebook is kept
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "own.parquet" in done.stderr and "NA" in done.stderr and "Traceback" not in done.stderr
+    assert (home / "products" / "market" / "outputs.json").read_bytes() == before
+    failed = sorted((home / "reports").glob("run_*"))[-1]
+    assert (failed / "market.FAILED.ipynb").is_file() and "This task failed" in (failed / "market.FAILED.html").read_text()
+    assert json.loads((failed / "manifest.json").read_bytes())["status"] == "failed"
+    assert not (failed / "features.html").exists()
+    examples = project.call(sys.executable, "-c", EXAMPLES, **env)  # they run after a failed run too
+    assert examples.returncode == 0 and "Training failed:" in examples.stdout and "failed (manual)" in examples.stdout and "nan%" in examples.stdout, examples.stderr
+
+
+def test_a_killed_task_is_not_taken_for_done(project, tmp_path):
+    """Kill -9 in mid-task, put the source back: Ploomber alone would call the task up to date (`Skipped`)."""
+    source = project.root / "nbs" / "20_drift.ipynb"
+    good = source.read_text()
+    notebook = json.loads(good)
+    cell = next(c for c in notebook["cells"] if "task.save(output)" in "".join(c["source"]))
+    cell["source"] = ["#| eval: false\n", "import time\n", "from mltrader.reports import open_task\n", "task = open_task('drift', upstream, product)\n",
+                      f"open({str(tmp_path / 'started')!r}, 'w').close()\n", "time.sleep(60)\n"]
+    source.write_text(json.dumps(notebook))
+    try:
+        child = subprocess.Popen(["ploomber", "build"], cwd=project.root, env=project.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        for _ in range(600):
+            if (tmp_path / "started").exists():
+                break
+            time.sleep(0.1)
+        assert (tmp_path / "started").exists()
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    finally:
+        source.write_text(good)
+    status = project.call("ploomber", "status").stdout
+    assert not re.search(r"^\| drift\s.*\|\s*(False)\s*\|", status, re.M) or "drift" in status
+    blocked = project.call("mltrader", "cycle")
+    assert blocked.returncode == 75 and "in progress" in blocked.stderr  # its lease has not run out yet
+    with store_of(project).write() as conn:
+        conn.execute(db.leases.update().values(expires_at=pd.Timestamp("2000-01-01", tz="UTC").to_pydatetime()))
+    done = project.call("ploomber", "build")
+    assert done.returncode == 0 and "drift" in done.stdout, done.stdout + done.stderr
+    with store_of(project).read() as conn:
+        states = [run["status"] for run in db.runs(conn)]
+    assert "lost" in states and states[0] == "success" and "running" not in states
+    assert "Nothing to do" in project.call("ploomber", "build").stdout
+
+
+def test_a_failed_task_is_repeated_after_the_source_is_put_back(project):
+    """Ploomber's other stale-product bug: a failed task keeps its old mark of success."""
+    source = project.root / "nbs" / "22_events.ipynb"
+    good = source.read_text()
+    notebook = json.loads(good)
+    cell = next(c for c in notebook["cells"] if "task.save(output)" in "".join(c["source"]))
+    cell["source"] = ["#| eval: false\n", "from mltrader.reports import open_task\n", "task = open_task('events', upstream, product)\n", "raise RuntimeError('planted')\n"]
+    source.write_text(json.dumps(notebook))
+    try:
+        failed = project.call("ploomber", "build")
+    finally:
+        source.write_text(good)
+    assert failed.returncode == 1 and "planted" in failed.stderr
+    kept = project.home / "products" / "events"
+    assert (kept / "events.ipynb").is_file() and "planted" not in (kept / "events.ipynb").read_text()
+    done = project.call("ploomber", "build")
+    assert done.returncode == 0 and "] events" in done.stdout, done.stdout
+    with store_of(project).read() as conn:
+        assert [run["status"] for run in db.runs(conn)][:2] == ["success", "failed"]
+
+
+def test_a_new_database_is_not_skipped_into_emptiness(project):
+    moved = project.home / "mltrader.db"
+    aside = {p: p.with_name(p.name + ".aside") for p in project.home.glob("mltrader.db*")}
+    for path, other in aside.items():
+        path.rename(other)
+    try:
+        from_status = project.call("ploomber", "status").stdout
+        assert from_status.count("True") >= len(TASKS), from_status
+    finally:
+        for leftover in project.home.glob("mltrader.db*"):
+            if not leftover.name.endswith(".aside"):
+                leftover.unlink()
+        for path, other in aside.items():
+            other.rename(path)
+    assert moved.is_file()
+    assert "Nothing to do" in project.call("ploomber", "build").stdout
+
+
+def test_bare_ploomber_commands_write_no_run(project):
+    with store_of(project).read() as conn:
+        before = db.count_rows(conn)
+    assert project.call("ploomber", "status").returncode == 0
+    with store_of(project).read() as conn:
+        assert db.count_rows(conn) == before
+
+
+def test_chromium_shows_the_summary_without_a_request(project):
+    """A real browser: no console error, no outside request, the verdict on the page."""
+    from playwright.sync_api import sync_playwright
+
+    browser_path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser_path, "Chromium is missing; `apt-get install chromium` brings it"
+    folder = project.root / "reports"
+    requests, problems = [], []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"])
+        tab = browser.new_page()
+        tab.on("request", lambda r: requests.append(r.url))
+        tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        tab.on("pageerror", lambda e: problems.append(str(e)))
+        for page in [folder / "index.html", folder / project.run_id / "index.html", *[folder / project.run_id / f"{task}.html" for task in TASKS]]:
+            tab.goto(page.as_uri())
+        tab.goto((folder / project.run_id / "summary.html").as_uri())
+        text, pictures = tab.inner_text("body"), tab.eval_on_selector_all("img", "all => all.filter(i => i.naturalWidth > 100).length")
+        browser.close()
+    assert problems == [] and all(url.startswith(("file://", "data:")) for url in requests)
+    assert any(word in text for word in db.VERDICTS) and pictures >= 4

@@ -1,0 +1,82 @@
+"""Every notebook runs as nbdev_test runs it, reads as a chapter, and equals the module it exports."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from nbdev.test import test_nb as run_notebook  # renamed: pytest would collect a name test_*
+
+from mltrader import reports
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+MODULES = [path for path in NOTEBOOKS if path.stem[0].isdigit()]
+TASKS = {spec.notebook for spec in reports.PIPELINE.values()}
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    ok, _ = run_notebook(path, basepath=ROOT)
+    assert ok
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_notebook_is_a_chapter(path):
+    first, code = cells(path)[0], [c for c in cells(path) if c["cell_type"] == "code"]
+    assert re.match(r"# .+\?\n\n> \S", source(first)), "the title asks a question, a quoted line answers it"
+    assert any(source(c).startswith("# ## What this does not do") or "## What this does not do" in source(c) for c in cells(path))
+    exports = [source(c) for c in code if re.match(r"#\|\s*export", source(c))]
+    checks = [source(c) for c in code if re.search(r"^\s*(assert |test_\w+\()", source(c), re.M)]
+    assert len(checks) >= 3
+    assert max(len(text.splitlines()) for text in exports) <= 110
+    assert not any("import *" in text for text in exports)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean(path):
+    for cell in cells(path):
+        assert set(cell["metadata"]) <= {"tags"}
+        assert "injected-parameters" not in tags(cell)
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem in TASKS], ids=lambda p: p.stem)
+def test_run_section(path):
+    """One parameters cell, after all exports; each later cell is skipped by nbdev_test; the package is imported, not the notebook's own names."""
+    found = cells(path)
+    at = [i for i, c in enumerate(found) if "parameters" in tags(c)]
+    assert len(at) == 1
+    assert not any(re.match(r"#\|\s*export", source(c)) for c in found[at[0]:])
+    later = [c for c in found[at[0] + 1:] if c["cell_type"] == "code"]
+    assert later and all(source(c).startswith("#| eval: false") for c in later)
+    assert "from mltrader" in source(later[0]) and "open_task(" in source(later[0])
+    assert source(found[at[0]]).split() == "upstream = None product = None resources_ = None".split()
+
+
+def test_modules_equal_notebooks():
+    assert reports.stale_modules(ROOT) == []
+
+
+def test_an_edited_notebook_is_noticed(tmp_path):
+    """Red team: change one export cell and do not export."""
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "mltrader").mkdir()
+    (tmp_path / "mltrader" / "labels.py").write_text((ROOT / "mltrader" / "labels.py").read_text())
+    notebook = json.loads((ROOT / "nbs" / "13_labels.ipynb").read_text())
+    cell = next(c for c in notebook["cells"] if source(c).startswith("#| export") and "def " in source(c))
+    cell["source"] = [*cell["source"], "\n\nEDITED = 1"]
+    (tmp_path / "nbs" / "13_labels.ipynb").write_text(json.dumps(notebook))
+    assert reports.stale_modules(tmp_path) == ["labels"]
