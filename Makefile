@@ -36,10 +36,10 @@ setup: .venv/.ready ## the environment in .venv
 pipeline: setup ## write pipeline.yaml from the table in nbs/51_reports.ipynb
 	@$(BIN)/python -c "from pathlib import Path; from mltrader.reports import pipeline_yaml; Path('pipeline.yaml').write_text(pipeline_yaml(Path('.')))"
 
-lock: setup     ## resolve requirements.in anew into requirements.lock
-	@(echo '# Exact versions, with hashes. Written by `make lock` from requirements.in; needs Python >= 3.11.5.'; \
-	  $(BIN)/uv pip compile -q requirements.in --generate-hashes --no-emit-package mltrader --python-version 3.11.5 --no-annotate --no-header) > requirements.lock.new
-	@mv requirements.lock.new requirements.lock
+lock: setup     ## resolve requirements.in into requirements.lock, keeping the versions already there (UPGRADE=--upgrade: the newest)
+	@$(BIN)/uv pip compile -q $(UPGRADE) requirements.in -o requirements.lock --generate-hashes --no-emit-package mltrader \
+	  --python-version 3.11.5 --no-annotate --no-header
+	@sed -i '1i # Exact versions, with hashes. Written by `make lock` from requirements.in; needs Python >= 3.11.5.' requirements.lock
 
 lint: setup     ## ruff on the exported package and the tests
 	@$(BIN)/ruff check mltrader tests

@@ -71,7 +71,7 @@ PIPELINE: dict[str, TaskSpec] = {
     "forest": TaskSpec("31_forest", ("market", "features", "memory"), ("forest", "splits")),
     "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "splits")),
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory")),
-    "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels")),
+    "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
     "sectors": TaskSpec("41_sectors", ("market", "meta"), ("splits", "labels", "promotion")),
     "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
     "promotion": TaskSpec("43_promotion", ("market", "features", "drift", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
