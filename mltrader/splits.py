@@ -33,7 +33,7 @@ def recipe(settings: Settings, feature_set_version: str) -> dict[str, Any]:
     """What makes two models the same recipe, as a JSON-ready dict."""
     return {
         "feature_set": feature_set_version, "classes": list(CLASSES), "seed": settings.run.seed,
-        "settings": settings.model_dump(mode="json", include=set(RECIPE_SECTIONS)),
+        "settings": {name: getattr(settings, name).model_dump(mode="json") for name in RECIPE_SECTIONS},
     }
 
 # %% ../nbs/30_splits.ipynb #43e325e9

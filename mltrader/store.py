@@ -450,12 +450,13 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if name not in TASK_TABLES:
             raise ConfigError(f"`{name}` is not a table that tasks write; they are {sorted(TASK_TABLES)}.")
         table = TASK_TABLES[name]
-        unknown = {key for item in items for key in item} - set(table.c.keys())
+        blank = {key: None for item in items for key in item}
+        unknown = set(blank) - set(table.c.keys())
         if unknown:
             raise ConfigError(f"Rows for `{name}` have columns {sorted(unknown)} that the table lacks; it has {table.c.keys()}.")
         conn.execute(table.delete().where(table.c.run_id == run_id))
         if items:
-            conn.execute(table.insert(), [{**clean(item), "run_id": run_id} for item in items])
+            conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
     return written
 
