@@ -63,7 +63,7 @@ class UniverseSettings(Section):
     exclude: tuple[str, ...] = ()
     start: date = date(1990, 1, 1)
 
-
+# %% ../nbs/01_config.ipynb #31506db6
 class FeatureSettings(Section):
     """Which features are computed."""
 
@@ -110,7 +110,7 @@ class DriftSettings(Section):
     threshold: float = Field(0.15, ge=0, le=1)
     level: float = Field(0.05, gt=0, lt=1)
 
-
+# %% ../nbs/01_config.ipynb #261a5901
 class EventDefinition(Section):
     """One rare event of the archive."""
 
@@ -159,7 +159,7 @@ class EventSettings(Section):
             raise ValueError(f"two canonical events share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
         return self
 
-
+# %% ../nbs/01_config.ipynb #b90eecd8
 class MemorySettings(Section):
     """What the next model learns from."""
 
@@ -262,7 +262,7 @@ class TrainingSettings(Section):
     training_interval_days: float = Field(7.0, gt=0)
     lease_seconds: float = Field(60.0, ge=5)  # a lease not renewed for so long is lost
 
-
+# %% ../nbs/01_config.ipynb #5776f3a8
 class Settings(Section):
     """All settings of a run."""
 

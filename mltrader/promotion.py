@@ -559,7 +559,7 @@ def gather(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: p
         horizon=settings.labels.horizon,
     )
 
-
+# %% ../nbs/43_promotion.ipynb #7312ccd4
 def accuracies(evidence: Evidence) -> dict[str, float]:
     """Hit rates overall, on crash rows, and of the weakest sector; NaN where there is nothing to count."""
     hit, sectors = hits(evidence.evaluation, "proba"), evidence.sectors
@@ -594,7 +594,7 @@ def verdict_frame(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """The verdicts as a table, one row each, in their order."""
     return pd.DataFrame([asdict(v) for v in verdicts], columns=[f.name for f in fields(Verdict)])
 
-
+# %% ../nbs/43_promotion.ipynb #228eb892
 def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> TaskOutput:
     """Judge the candidate of this run.
 

@@ -521,7 +521,7 @@ def add_gate_row(conn: sa.Connection, run_id: str, values: Mapping[str, Any], ve
         conn.execute(gate_verdicts.insert(), [{**clean(verdict), "gate_id": gate_id} for verdict in verdicts])
     return gate_id
 
-
+# %% ../nbs/02_store.ipynb #996a23d2
 def move_alias(conn: sa.Connection, run_id: str, alias: str, version: str, expected: str | None, token: int, as_of: Any, clock: Clock,
                gate_id: int | None = None, rollback_to: int | None = None) -> str:
     """Point `alias` at `version`, if it still points at `expected` (compare and swap); returns the version's production name.
@@ -575,7 +575,7 @@ def alias_as_of(conn: sa.Connection, alias: str, session: Any, inclusive: bool =
         .where(alias_moves.c.alias == alias, when).order_by(alias_moves.c.id.desc()).limit(1)).mappings().first()
     return None if row is None else {**row, "moved_at": _utc(row["moved_at"])}
 
-
+# %% ../nbs/02_store.ipynb #741756a1
 def label_rows(conn: sa.Connection, run_id: str, version: str) -> None:
     """Write the model version into the run's predictions and explanations, once it is known."""
     for table in (model_predictions, shap_analysis):

@@ -14,7 +14,7 @@ from mltrader.core import TASKS
 FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
-    "memory": {"archive"}, "splits": {"memory"}, "forest": {"splits"}, "boosting": {"splits"}, "meta": {"splits", "replay"},
+    "memory": {"archive"}, "splits": {"memory"}, "forest": {"splits"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
     "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "cli": None,
@@ -76,7 +76,7 @@ def test_no_pickle_no_unsafe_reader():
 
 @pytest.mark.parametrize(("section", "change", "outdated"), [
     ("forest", {"n_estimators": 3}, {"forest", "promotion"}),
-    ("promotion", {"level": 0.1}, {"sectors", "promotion", "summary"}),
+    ("promotion", {"level": 0.1}, {"backtest", "sectors", "promotion", "summary"}),
     ("drift", {"permutations": 33}, {"drift"}),
     ("run", {"threads": 1}, set()),
 ])
