@@ -25,7 +25,7 @@ from . import core, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, publish
 from .config import Settings, home, load_settings
-from .core import TASKS, Clock, ConfigError, LeaseError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, project_root, to_session
+from .core import TASKS, Clock, ConfigError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, project_root, to_session
 from .store import Store
 
 if TYPE_CHECKING:
@@ -80,12 +80,16 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     run, stop = Run(run_id, token, trigger, store, settings, clock, clock.now()), threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(run, seconds, stop), daemon=True)
     beat.start()
+    before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # the examples below run inside a real run
     os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
     try:
         yield run
     finally:
-        for name in (reports.RUN_ID, reports.RUN_TOKEN):
-            os.environ.pop(name, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         stop.set()
         beat.join(timeout=10)
         with store.write() as conn:

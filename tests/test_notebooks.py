@@ -1,4 +1,5 @@
 """Every notebook runs as nbdev_test runs it, reads as a chapter, and equals the module it exports."""
+import io
 import json
 import re
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from nbdev.test import test_nb as run_notebook  # renamed: pytest would collect a name test_*
+from pyflakes import api as pyflakes
+from pyflakes.reporter import Reporter
 
 from mltrader import reports
 
@@ -43,6 +46,18 @@ def test_notebook_is_a_chapter(path):
     assert len(checks) >= 3
     assert max(len(text.splitlines()) for text in exports) <= 110
     assert not any("import *" in text for text in exports)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_examples_are_tagged_and_every_name_is_known(path):
+    """Examples carry the tag that keeps them out of reports; papermill's kernel knows no `display`, so a check as strict as Ploomber's passes."""
+    for cell in cells(path):
+        if source(cell).strip() == "## Run":
+            break
+        assert cell["cell_type"] != "code" or source(cell).startswith("#|") or "example" in tags(cell), source(cell)[:80]
+    said = io.StringIO()
+    pyflakes.check("\n".join(source(c) for c in cells(path) if c["cell_type"] == "code"), path.stem, Reporter(said, said))
+    assert [line for line in said.getvalue().splitlines() if "redefinition of unused" not in line] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
