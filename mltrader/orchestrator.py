@@ -182,12 +182,20 @@ def prepare(settings: Settings | None = None) -> list[str]:
     return reports.write_inputs(settings, Store(), effective_as_of(settings))
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7
+def _own_errors() -> dict[str, type[MltraderError]]:
+    """Our error classes by name, those that single modules add (such as `market.RefusedData`) included."""
+    from mltrader import market
+
+    found = [c for module in (core, market) for c in vars(module).values() if isinstance(c, type) and issubclass(c, MltraderError)]
+    return {c.__name__: c for c in found}
+
+
 def _papermill_error(error: BaseException) -> tuple[str, int]:
     """The user's message and exit code behind an exception of a notebook."""
     seen: BaseException | None = error
     while seen is not None:
         if hasattr(seen, "ename"):
-            kind = next((c for c in vars(core).values() if isinstance(c, type) and issubclass(c, MltraderError) and c.__name__ == seen.ename), None)
+            kind = _own_errors().get(seen.ename)
             return (seen.evalue if kind else f"{seen.ename}: {seen.evalue}"), (kind.exit_code if kind else 1)
         seen = seen.__cause__ or seen.__context__
     return f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1)

@@ -7,9 +7,9 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN'
            'TaskSettings', 'decisions_before', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
-           'read_outputs', 'open_task', 'page', 'formulas_as_mathml', 'split_notebook', 'notebook_page', 'code_digests',
-           'build_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'badge', 'run_index',
-           'all_runs_index', 'leave_reports', 'verify_run', 'runs', 'load_product']
+           'read_outputs', 'open_task', 'page', 'formulas_as_mathml', 'split_notebook', 'readable_tables',
+           'notebook_page', 'code_digests', 'build_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks',
+           'badge', 'run_index', 'all_runs_index', 'leave_reports', 'verify_run', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
     """What the version carries, JSON-ready."""
     inputs, settings = task.inputs, task.settings
     end = to_session(task.as_of)
-    start = end - (end - end.replace(year=end.year - int(round(settings.memory.window_years))))
+    start = (end - timedelta(days=365.25 * settings.memory.window_years)).normalize()
     document = {
         "components": {name: inputs[name]._entries["model"] for name in ("forest", "boosting", "meta")},
         "evaluation": inputs["meta"]._entries["evaluation"],
@@ -389,6 +390,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         run = os.environ[RUN_ID], int(os.environ[RUN_TOKEN])
     if product is not None:
         begin(product)
+        _show_whole_texts()
     if store is None and (run is not None or (home() / "mltrader.db").is_file()):
         store = Store()
     artifacts = ArtifactStore(home() / "artifacts")
@@ -403,6 +405,13 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         inputs |= _live_champion(store, artifacts)
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 run[0] if run else None, run[1] if run else 0, clock, started)
+
+
+def _show_whole_texts() -> None:
+    """Let the tables of a report show long texts whole."""
+    import pandas as pd
+
+    pd.set_option("display.max_colwidth", 200)
 
 
 def _live_champion(store: Store | None, artifacts: ArtifactStore) -> dict[str, Any]:
@@ -425,11 +434,12 @@ h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}h2{font-size:1.25rem;margin:
 a{color:var(--accent)}a.anchor-link{display:none}nav,.meta{color:var(--muted);font-size:.9rem}blockquote{margin:.4rem 0;color:var(--muted)}
 img{max-width:100%;height:auto}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.6rem .8rem;border-radius:6px;font-size:.82rem}
 table,th,td{border:0}table{border-collapse:collapse;font-size:.86rem;margin:.8rem 0;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}
-th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{background:var(--soft)}
-td:first-child,th:first-child,tbody th,.text{text-align:left!important}tbody th{font-weight:500}td.wrap{white-space:normal;min-width:22rem;text-align:left}
+th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}th{background:var(--soft)}
+.dataframe th,.dataframe td{text-align:right;white-space:nowrap}.dataframe tbody th,.dataframe .text{text-align:left}tbody th{font-weight:500}
+.dataframe td.wrap{white-space:normal;min-width:16rem}
 details{margin:.15rem 0}math[display=block]{margin:.6rem 0}summary{cursor:pointer;color:var(--muted);font-size:.85rem}.output_stderr{display:none}
 .badge{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.85rem;white-space:nowrap}
-.failed{border-left:4px solid #d55e00;padding-left:.8rem}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.8rem;margin:1rem 0}
+.failed{border-left:4px solid #d55e00;padding-left:.8rem}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(13rem,1fr));gap:.8rem;margin:1rem 0}
 .card{background:var(--soft);border-radius:8px;padding:.7rem .9rem}.card b{display:block;font-size:1.25rem}.card span{color:var(--muted);font-size:.82rem}
 .highlight .k,.highlight .kn,.highlight .ow{color:#0072b2}.highlight .s1,.highlight .s2,.highlight .sd{color:#009e73}.highlight .c1{color:#7b8794}
 """
@@ -478,7 +488,33 @@ FOLDED = """{%- extends 'basic/index.html.j2' -%}
 {%- block input_group -%}<details><summary>code</summary>{{ super() }}</details>{%- endblock input_group -%}"""
 
 
-def notebook_page(path: Path, task: str, run_id: str, status: str, note: str = "") -> str:
+def readable_tables(html: str) -> str:
+    """Data frames in `html` without row numbers, with text on the left, numbers on the right, and a dash for what is missing."""
+    from bs4 import BeautifulSoup
+
+    def one(match: re.Match[str]) -> str:
+        table = BeautifulSoup(match[0], "html.parser").table
+        rows, head = (part.find_all("tr") if part else [] for part in (table.tbody, table.thead))
+        if len(head) == 1 and [[h.text for h in row.find_all("th")] for row in rows] == [[str(i)] for i in range(len(rows))]:
+            for row in (*head, *rows):
+                row.th.decompose()
+        cells = [row.find_all("td") for row in rows]
+        for column in zip(*cells, strict=False):
+            for cell in column:
+                if cell.text in ("NaN", "NaT", "None", "nan"):
+                    cell.string = "–"
+            if any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
+                for cell in column:
+                    cell["class"] = ["text", "wrap"] if max(len(c.text) for c in column) > 40 else ["text"]
+        for row in head:
+            for title, column in zip(row.find_all("th")[::-1], [*zip(*cells, strict=False)][::-1], strict=False):
+                title["class"] = column[0].get("class", [])
+        return str(table)
+
+    return re.sub(r'<table[^>]*class="dataframe".*?</table>', one, html, flags=re.S)
+
+
+def notebook_page(path: Path, task: str, run_id: str, status: str, note: str = "", others: Sequence[str] = ()) -> str:
     """An executed notebook as a self-contained page, finding first.
 
     Parameters
@@ -489,6 +525,8 @@ def notebook_page(path: Path, task: str, run_id: str, status: str, note: str = "
         `ran`, `reused` or `failed`; a failed one is marked, and its error is shown.
     note : str
         One more line under the title (plain text).
+    others : sequence of str
+        Tasks whose pages are linked under the title.
     """
     import nbformat
     from nbconvert import HTMLExporter
@@ -504,11 +542,13 @@ def notebook_page(path: Path, task: str, run_id: str, status: str, note: str = "
             if cell.cell_type == "markdown":
                 cell.source = formulas_as_mathml(cell.source, formulas)
         body = exporter.from_notebook_node(nbformat.v4.new_notebook(cells=cells))[0]
-        return re.sub(r"¤(\d+)¤", lambda m: formulas[int(m[1])] if int(m[1]) < len(formulas) else m[0], body)
+        return readable_tables(re.sub(r"¤(\d+)¤", lambda m: formulas[int(m[1])] if int(m[1]) < len(formulas) else m[0], body))
 
     marker = "<p class=failed><b>This task failed.</b> The notebook is partial: it shows how far it came, and the error at its end.</p>" if status == "failed" else ""
+    links = "".join(f" · <a href={name}.html>{name}</a>" for name in others)
+    note = escape(note) + (f"The pages behind it: {links[3:]}" if links else "")
     return page(f"{task} · {run_id}", f"<nav><a href=index.html>run {escape(run_id)}</a> · {escape(task)} · {escape(status)}</nav><h1>{escape(title)}</h1>"
-                f"<p class=meta>{escape(note)}</p>{marker}{html(run_cells)}<h2>How it was done</h2>{html(method_cells[1:])}")
+                f"<p class=meta>{note}</p>{marker}{html(run_cells)}<h2>How it was done</h2>{html(method_cells[1:])}")
 
 # %% ../nbs/51_reports.ipynb #7f642c57
 def code_digests(root: Path) -> dict[str, str]:
@@ -571,7 +611,8 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
             text = reused.read_text(encoding="utf-8").replace(f"run {escape(earlier)}</a> · {task} · ran", f"run {escape(run_id)}</a> · {task} · reused from {escape(earlier)}", 1)
         else:
             note = f"Reused from run {earlier}: nothing it depends on has changed." if earlier else ""
-            text = notebook_page(source, task, run_id, info["status"], note)
+            others = [name for name, other in tasks.items() if name != "summary" and other["status"] in ("ran", "reused")] if task == "summary" else []
+            text = notebook_page(source, task, run_id, info["status"], note, others)
         (folder / f"{stem}.html").write_text(text, encoding="utf-8")
 
 # %% ../nbs/51_reports.ipynb #42654b70

@@ -1,4 +1,5 @@
 """Shared by all tests: the repository, and a copy of the project in which whole cycles run."""
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,26 @@ class Project:
 
     def call(self, *command: str, timeout: float = 500, **extra: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, cwd=self.root, env=self.environment(**extra), capture_output=True, text=True, timeout=timeout)
+
+    def outdated(self) -> set[str]:
+        """The tasks that `ploomber status` calls out of date."""
+        lines = self.call("ploomber", "status").stdout.splitlines()
+        rule = next(number for number, line in enumerate(lines) if line.startswith("----"))
+        starts = [0, *[at for at in range(1, len(lines[rule])) if lines[rule][at - 1:at + 1] == " -"], None]
+        column = next(i for i, at in enumerate(starts) if lines[rule - 1][at:].startswith("Outdated?"))
+        rows = [line for line in lines[rule + 1:] if line[:1].strip()]
+        return {line.split()[0] for line in rows if line[starts[column]:starts[column + 1]].strip() != "False"}
+
+    def sabotage(self, notebook: str, *lines: str) -> str:
+        """Put lines into the Run section of a notebook, before its work; returns the text to put back."""
+        path = self.root / "nbs" / f"{notebook}.ipynb"
+        good = path.read_text()
+        document = json.loads(good)
+        cell = next(c for c in document["cells"] if "task.save(output)" in "".join(c["source"]))
+        at = next(i for i, line in enumerate(cell["source"]) if line.startswith("output ="))
+        cell["source"][at:at] = [f"{line}\n" for line in lines]
+        path.write_text(json.dumps(document))
+        return good
 
     def fresh_home(self, name: str) -> Path:
         """Another home folder that shares the downloaded data."""
