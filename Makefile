@@ -4,7 +4,7 @@ UV     := uv==0.13.9
 BIN    := .venv/bin
 HOME_  := $(or $(MLTRADER_HOME),.mltrader)
 
-.PHONY: run test lab setup data pipeline lock lint clean help
+.PHONY: run test lab setup data pipeline picture lock lint clean help
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -35,6 +35,9 @@ setup: .venv/.ready ## the environment in .venv
 
 pipeline: setup ## write pipeline.yaml from the table in nbs/51_reports.ipynb
 	@$(BIN)/python -c "from pathlib import Path; from mltrader.reports import pipeline_yaml; Path('pipeline.yaml').write_text(pipeline_yaml(Path('.')))"
+
+picture: setup  ## docs/img/summary.png, the README's picture, from the newest run (needs Chromium)
+	@$(BIN)/python docs/picture.py
 
 lock: setup     ## resolve requirements.in into requirements.lock, keeping the versions already there (UPGRADE=--upgrade: the newest)
 	@$(BIN)/uv pip compile -q $(UPGRADE) requirements.in -o requirements.lock --generate-hashes --no-emit-package mltrader \

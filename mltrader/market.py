@@ -10,7 +10,7 @@ __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE
            'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
            'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
            'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'complete_sessions', 'resolve_as_of',
-           'choose_universe', 'vintages', 'data_digest', 'quality', 'price_rows', 'run', 'figure', 'table']
+           'choose_universe', 'vintages', 'data_digest', 'quality', 'price_rows', 'run', 'figure', 'table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -1320,3 +1320,11 @@ def table(output: TaskOutput) -> pd.DataFrame:
     shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume")}
     names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %"}
     return shown.assign(**days, **shares).rename(columns=names).reset_index(drop=True)
+
+
+def remarks(output: TaskOutput) -> pd.DataFrame:
+    """What was repaired or noted, row by row and in order of time; at most 300, repairs before notes."""
+    found = output.frames["faults"].sort_values("severity", ascending=False, kind="stable").head(300)
+    found = found.sort_values("session", kind="stable", na_position="first")
+    dates = found["session"].dt.strftime("%Y-%m-%d").fillna("")
+    return found.assign(session=dates, row=found["row"].where(found["row"] > 0).astype("Int64").astype("str").replace("<NA>", ""))

@@ -235,7 +235,8 @@ class BuildExecutor:
     def __call__(self, dag: Any, show_progress: bool = False) -> list[Any]:
         scheduled = [task for task in dag.values() if task.exec_status.name != "Skipped"]
         if not scheduled:
-            print("Nothing to do: no task's code, data or settings changed since the last run.")
+            index = reports.reports_folder(load_settings()) / "index.html"
+            print(f"Nothing to do: no task's code, data or settings changed since the last run.\nRead the reports: {index}")
             return []
         try:
             return self._build(dag, scheduled)
@@ -520,4 +521,5 @@ def table(output: TaskOutput) -> "pd.DataFrame":
     frame = frame[frame["scope"].isin(["all", "last_year"]) & frame["metric"].isin(wanted)]
     wide = frame.pivot_table(index=["scope", "model"], columns="metric", values="value", sort=False)
     order = [m for m in ("stack", "forest", "boosting", "logit", "prior", "majority") if m in wide.index.get_level_values("model")]
-    return wide.reindex([(s, m) for s in ("all", "last_year") for m in order if (s, m) in wide.index])[[c for c in wanted if c in wide.columns]].round(3)
+    return wide.reindex([(s, m) for s in ("all", "last_year") for m in order if (s, m) in wide.index])[[c for c in wanted if c in wide.columns]].round(3).rename(
+        index=lambda name: name.replace("_", " "), columns=lambda name: {"ic": "IC"}.get(name, name.replace("_", " ")))

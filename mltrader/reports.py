@@ -390,7 +390,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         run = os.environ[RUN_ID], int(os.environ[RUN_TOKEN])
     if product is not None:
         begin(product)
-        _show_whole_texts()
+        _show_whole_tables()
     if store is None and (run is not None or (home() / "mltrader.db").is_file()):
         store = Store()
     artifacts = ArtifactStore(home() / "artifacts")
@@ -407,11 +407,12 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
                 run[0] if run else None, run[1] if run else 0, clock, started)
 
 
-def _show_whole_texts() -> None:
-    """Let the tables of a report show long texts whole."""
+def _show_whole_tables() -> None:
+    """Let the tables of a report show all of their rows and texts."""
     import pandas as pd
 
     pd.set_option("display.max_colwidth", 200)
+    pd.set_option("display.max_rows", 300)
 
 
 def _live_champion(store: Store | None, artifacts: ArtifactStore) -> dict[str, Any]:

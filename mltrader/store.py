@@ -44,6 +44,11 @@ def _run(nullable: bool = False) -> Column:
     return Column("run_id", sa.String(64), ForeignKey("training_runs.id"), nullable=nullable, index=True)
 
 
+def _version() -> Column:
+    """The model version; empty until the gate's task has registered it."""
+    return Column("model_version", sa.String(64), ForeignKey("model_versions.id"), nullable=True)
+
+
 def _text(name: str, length: int = 64, **kwargs: Any) -> Column:
     return Column(name, sa.String(length), **kwargs)
 
@@ -110,7 +115,7 @@ feature_store = Table(
 # %% ../nbs/02_store.ipynb #59b73a04
 model_predictions = Table(
     "model_predictions", metadata,
-    _id(), _run(), _text("model_version", nullable=True), Column("session", sa.Date, nullable=False),
+    _id(), _run(), _version(), Column("session", sa.Date, nullable=False),
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
     UniqueConstraint("run_id", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
@@ -162,7 +167,7 @@ error_replay_buffer = Table(
 )
 shap_analysis = Table(
     "shap_analysis", metadata,
-    _id(), _run(), _text("model_version", nullable=True), _text("component", 32, nullable=False), _text("regime", 32, nullable=False),
+    _id(), _run(), _version(), _text("component", 32, nullable=False), _text("regime", 32, nullable=False),
     _text("feature", nullable=False), *_numbers("importance"), *_counts("rank", "sample_count"),
     UniqueConstraint("run_id", "component", "regime", "feature"), Index(None, "component", "regime"),
 )
@@ -235,7 +240,7 @@ def _create_everything(conn: sa.Connection) -> None:
     conn.execute(store_facts.insert().values(key="uuid", value=uuid.uuid4().hex))
 
 
-MIGRATIONS: tuple[tuple[str, Any], ...] = (("first schema", _create_everything),)
+MIGRATIONS: tuple[tuple[str, Any], ...] = (("first schema", _create_everything),)  # those after the first serve stores that exist
 
 
 def _engine(url: str) -> sa.Engine:
@@ -303,7 +308,8 @@ class Store:
             return found
         with self.write() as conn:
             start = 0 if not sa.inspect(conn).has_table("store_facts") else self._version_in(conn)
-            for number, (_, step) in enumerate(MIGRATIONS[start:], start + 1):
+            steps = [*enumerate(MIGRATIONS, 1)][start:] if start else [(len(MIGRATIONS), MIGRATIONS[0])]
+            for number, (_, step) in steps:
                 step(conn)
                 conn.execute(store_facts.delete().where(store_facts.c.key == "version"))
                 conn.execute(store_facts.insert().values(key="version", value=str(number)))
