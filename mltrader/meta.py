@@ -63,7 +63,7 @@ def fit_logit(X: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     coef = np.zeros((len(CLASSES), X.shape[1] + 1))
     coef[np.setdiff1d(range(len(CLASSES)), present), -1] = NEVER_SEEN
     if len(present) > 1:
-        fitted = LogisticRegression(C=penalty, tol=1e-8, max_iter=500).fit(np.asarray(X, dtype=float), y)
+        fitted = LogisticRegression(C=penalty, solver="newton-cholesky", tol=1e-8, max_iter=100).fit(np.asarray(X, dtype=float), y)
         coef[present[-len(fitted.coef_):]] = np.c_[fitted.coef_, fitted.intercept_]    # of two classes, the second against the first
     return coef.round(9)
 

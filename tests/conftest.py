@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 KEEP_OUT = {".venv", ".mltrader", ".git", "__pycache__", "_proc", ".pytest_cache", ".ruff_cache", ".hypothesis"}
@@ -65,6 +66,30 @@ def copy_project(folder: Path) -> Project:
     (folder / ".mltrader").mkdir(exist_ok=True)
     shutil.copytree(home() / "cache", folder / ".mltrader" / "cache", symlinks=True)
     return Project(folder)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    """The project after the README's first command, built once for all workers; tests work on copies of it (`copy_built`)."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, said = shared / "built" / "mltrader", shared / "built" / "said.json"
+    with FileLock(shared / "built.lock"):
+        if not said.exists():
+            made, log = copy_project(folder), shared / "built" / "sockets.log"
+            done = made.call("make", "run", SOCKET_LOG=str(log), PYTHONPATH=f"{folder / 'tests' / 'socket_guard'}:{folder}")
+            said.write_text(json.dumps({"code": done.returncode, "out": done.stdout, "err": done.stderr, "sockets": log.read_text() if log.exists() else ""}))
+    result = json.loads(said.read_text())
+    assert result["code"] == 0, result["out"][-3000:] + result["err"][-3000:]
+    return folder
+
+
+def copy_built(built: Path, folder: Path) -> Project:
+    """A copy of the built project, with what its build said in `output` and the connections it tried in `sockets`."""
+    shutil.copytree(built, folder, symlinks=True)
+    made, said = Project(folder), json.loads((built.parent / "said.json").read_text())
+    made.output, made.sockets = said["out"], said["sockets"]
+    return made
 
 
 @pytest.fixture(scope="session")

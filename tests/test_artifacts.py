@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mltrader import artifacts
 from mltrader.artifacts import ArtifactStore, FoldCache, publish
+from mltrader.boosting import XGBoostModel
 from mltrader.config import BoostingSettings, ForestSettings
 from mltrader.core import CLASSES, PROBABILITIES, ConfigError, IntegrityError
-from mltrader.boosting import XGBoostModel
 from mltrader.forest import RandomForestModel
 
 
