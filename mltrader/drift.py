@@ -364,6 +364,12 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     scores, windows = detector.compare(current.reset_index(drop=True))
     shares = regime_rows(detector, regimes, period["current_start"])
     document = drift_document(scores, windows, shares, period, settings.drift.threshold)
+    document["challenger_score"] = document["score"]
+    if period["reference"] == "champion":                              # the model fitted today learns from the latest years
+        own = reference_period(sessions, settings.drift)
+        recent = features[features["session"].between(own["reference_start"], own["reference_end"])]
+        fresh = DriftDetector(settings.drift, settings.run.seed).fit(recent.reset_index(drop=True))
+        document["challenger_score"] = float(fresh.compare(current.reset_index(drop=True))[1].set_index("window")["score"][max(settings.drift.windows)])
     return TaskOutput(
         frames={"scores": scores, "windows": windows}, documents={"drift": document},
         rows={"drift_monitoring": monitoring_rows(scores, windows, shares, period)},

@@ -371,8 +371,10 @@ def drift(evidence: Evidence) -> list[Verdict]:
     if evidence.champion is None:
         return [not_applicable("drift", "compares with the champion, and there is none yet")]
     found, margin = evidence.drift, evidence.settings.promotion.drift_margin
-    theirs = _number(found.get("score")) if found.get("reference") == "champion" else _NAN
-    ours, limit = _number(found.get("challenger_score")), theirs + margin
+    ours = _number(found.get("challenger_score"))
+    same_years = to_session(evidence.champion["as_of"]) == to_session(evidence.candidate["as_of"])
+    theirs = ours if same_years else _number(found.get("score")) if found.get("reference") == "champion" else _NAN
+    limit = theirs + margin
     if math.isnan(ours) or math.isnan(limit):
         missing = " and ".join(name for name, one in (("champion", theirs), ("challenger", ours)) if math.isnan(one))
         return [_plain("drift", "insufficient", f"no drift score of the {missing}", ours, limit)]

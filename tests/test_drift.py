@@ -141,6 +141,8 @@ def test_the_champions_reference_is_used_and_never_overlaps_the_window():
                        "state": {"champion": champion}}, Settings(), DAYS[699]).documents["drift"]
     assert (found["reference"], found["reference_start"]) == ("champion", "2010-06-01")
     assert found["reference_end"] < found["current_start"]
+    alone = drift.run({"features": {"features": frame}, "regimes": {"symbol_regimes": regimes_of(frame)}}, Settings(), DAYS[699]).documents["drift"]
+    assert found["challenger_score"] == alone["score"] == alone["challenger_score"] != found["score"]
 
 
 def test_too_short_a_reference_is_no_claim():

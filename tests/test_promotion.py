@@ -1,6 +1,7 @@
 """The promotion gate: every rule at its edge, and every way of passing without evidence."""
 
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,13 @@ def test_drift_score_against_another_reference_is_not_the_champions():
     proof = evidence(1.0, 0.5, drift={"score": 0.10, "reference": "recent", "challenger_score": 0.05})
     assert verdict(promotion.drift, proof).status == "insufficient"
     assert answer(proof) == "INSUFFICIENT"
+
+
+def test_a_champion_of_the_same_session_has_the_challengers_drift():
+    """A quant changes a feature and builds again: both learned from the same years, and nothing is missing."""
+    same = {**OLD, "as_of": date(2020, 1, 1)}  # the store gives dates, the candidate ISO text
+    for drift, status in (({"score": 0.4, "reference": "recent", "challenger_score": 0.4}, "passed"), ({"reference": "recent"}, "insufficient")):
+        assert verdict(promotion.drift, replace(evidence(1.0, 0.5, drift=drift), champion=same)).status == status
 
 
 def test_drift_alone_holds():
