@@ -55,9 +55,12 @@ class Run:
 
 def _heartbeat(run: Run, seconds: float, stop: threading.Event) -> None:
     while not stop.wait(seconds / 3):
-        with run.store.write() as conn:
-            if not db.renew_lease(conn, run.token, seconds, run.clock):
-                return  # taken over: every further write of this run will be refused
+        try:
+            with run.store.write() as conn:
+                if not db.renew_lease(conn, run.token, seconds, run.clock):
+                    return  # taken over: every further write of this run will be refused
+        except Exception:
+            continue  # a database that is busy now may answer at the next beat; if it does not, the lease runs out, which is safe
 
 
 @contextmanager

@@ -168,7 +168,7 @@ def test_ci_runs_the_readmes_test_command():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     pattern = re.search(r"grep -m1 -oE '([^']+)' README.md", script)[1]
     assert re.search(pattern, (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[0].split("#")[0].strip() == "make test"
-    assert script.index("$command") < script.index("make run")
+    assert script.index("\n$command") < script.index("\nmake run")
 
 
 def test_python_read_api(project):

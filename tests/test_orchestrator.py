@@ -1,0 +1,166 @@
+"""Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from mltrader import market, orchestrator, registry, reports
+from mltrader import store as db
+from mltrader.config import home, load_settings
+from mltrader.core import Clock, MltraderError
+from mltrader.orchestrator import TrainingOrchestrator, run_inline
+from mltrader.store import Store
+
+# Wide margins: here it matters what is compared, not how the six stocks fare.
+EASY = {"promotion": {"margin": 10.0, "regime_margin": 10.0, "max_calibration_error": 1.0},
+        "universe": {"symbols": ["AMD", "RRC", "BBY", "BAC", "KO", "PG"]}}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Three cycles: a first champion, another recipe on the same day, and the same recipe a quarter later."""
+    market.sync(home() / "cache")
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "cache").symlink_to(home() / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
+            patch.setenv(f"MLTRADER_{name}", str(value))
+        runs = [run_inline(settings=load_settings(run={"as_of": day}, **EASY, **more))
+                for day, more in (("2021-12-31", {}), ("2021-12-31", {"boosting": {"rounds": 40}}), ("2022-03-31", {"boosting": {"rounds": 40}}))]
+        yield SimpleNamespace(folder=folder, runs=runs, store=Store())
+
+
+def rules(world, number: int) -> dict[str, dict]:
+    with world.store.read() as conn:
+        gate = db.gate_row(conn, world.runs[number]["run_id"])
+    return {rule["rule"]: rule for rule in gate["rules"]} | {"gate": gate}
+
+
+def test_the_first_champion_is_compared_with_the_baselines_alone(world):
+    found = rules(world, 0)
+    assert found["gate"]["kind"] == "first" and found["gate"]["verdict"] == "PROMOTE"
+    assert found["champion"]["status"] == found["drift"]["status"] == "not applicable"
+
+
+def test_another_recipe_is_decided_against_the_champion(world):
+    """Nothing is missing for the decision: paired on the rows that both predicted, and with a drift score of both."""
+    found = rules(world, 1)
+    assert found["gate"]["kind"] == "new_recipe" and found["champion"]["n"] > 1000
+    assert {found["champion"]["status"], found["drift"]["status"]} <= {"passed", "failed"}
+    assert found["gate"]["champion_before"] and found["gate"]["trials"] == 2
+
+
+def test_the_same_recipe_on_newer_data_is_not_compared_with_itself(world):
+    found = rules(world, 2)
+    assert found["gate"]["kind"] == "refresh" and found["gate"]["verdict"] != "PROMOTE"
+    assert found["champion"]["status"] == "insufficient" and found["drift"]["status"] in ("passed", "failed")
+    document = reports.load_product(world.runs[2]["run_id"], "drift", world.store)["drift"]
+    assert document["reference"] == "champion" and document["reference_end"] < document["current_start"]
+
+
+def test_the_past_still_answers(world):
+    first, last = registry.champion(world.store, "2021-12-30"), registry.champion(world.store, "2022-12-31")
+    assert first is None and last["name"] == ("production_v2" if rules(world, 1)["gate"]["verdict"] == "PROMOTE" else "production_v1")
+    assert registry.champion(world.store, "2021-12-31")["id"] == last["id"]
+    end = last["manifest"]["reference"]
+    assert end == {"reference_start": "2016-12-30", "reference_end": "2021-12-31"}
+    folder = world.folder / "reports"
+    assert [reports.verify_run(world.store, run["run_id"], folder, reports.ArtifactStore(world.folder / "artifacts")) for run in world.runs] == [[], [], []]
+    assert [run["previous"] and run["previous"]["run_id"] for run in world.runs] == [None, world.runs[0]["run_id"], world.runs[1]["run_id"]]
+
+
+def test_unchanged_folds_come_from_the_cache(world):
+    """The third cycle had one new fold at most: past cut-offs and their data were the same."""
+    assert len(list((world.folder / "folds").glob("*.json"))) < 60
+    with world.store.read() as conn:
+        seconds = [{row["task"]: row["seconds"] for row in db.tasks_of(conn, run["run_id"])}["forest"] for run in world.runs]
+    first, second = (reports.load_product(run["run_id"], "forest", world.store)["out_of_fold"] for run in world.runs[:2])
+    assert first.equals(second) and seconds[1] < seconds[0]
+
+
+def test_a_leap_day_is_a_session_like_any_other():
+    """Five years before 29 February there is no such day."""
+    class Inputs(dict):
+        _entries = {"model": {}, "evaluation": {}}
+
+    inputs = {name: Inputs() for name in ("forest", "boosting", "meta", "features", "memory")}
+    inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
+    task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29")
+    assert reports.candidate_manifest(task, {"recipe": {}})["reference"] == {"reference_start": "2007-02-28", "reference_end": "2012-02-29"}
+
+
+def test_a_busy_database_does_not_cost_the_lease(tmp_path, monkeypatch):
+    """The heartbeat meets a locked database once, and goes on."""
+    store, tried = Store(f"sqlite:///{tmp_path}/t.db"), []
+    real = db.renew_lease
+
+    def busy(*arguments):
+        tried.append(1)
+        if len(tried) == 1:
+            raise RuntimeError("database is locked")
+        return real(*arguments)
+
+    monkeypatch.setattr(db, "renew_lease", busy)
+    settings = load_settings(training={"lease_seconds": 5})
+    with orchestrator.open_run("cycle", "test", store, settings, Clock()) as run:
+        for _ in range(80):
+            if len(tried) >= 2:
+                break
+            __import__("time").sleep(0.1)
+        with store.read() as conn:
+            db.check_token(conn, run.token)
+    assert len(tried) >= 2
+
+
+def test_the_user_sees_the_error_of_the_task():
+    """Our own errors keep message and exit code on their way out of a kernel; others keep their kind."""
+    def from_kernel(name: str) -> Exception:
+        error = RuntimeError("papermill")
+        error.ename, error.evalue = name, "own.csv, row 7"
+        return error
+
+    assert orchestrator._papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
+    assert orchestrator._papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
+    assert orchestrator._papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
+
+
+def test_triggers_in_their_order(tmp_path):
+    start = Clock(datetime(2024, 1, 2, tzinfo=UTC))
+    boss = TrainingOrchestrator(Store(f"sqlite:///{tmp_path}/t.db"), start, load_settings())
+    assert boss.should_run_training() == (True, "never trained")
+    with orchestrator.open_run("cycle", "t", boss.store, boss.settings, start) as run, boss.store.write() as conn:
+        db.finish_run(conn, run.run_id, "success", start)
+    later = Clock(start.after(days=1))
+    boss = TrainingOrchestrator(boss.store, later, boss.settings)
+    assert boss.should_run_training()[0] is False
+    with boss.store.write() as conn:
+        token = db.take_lease(conn, "m", 60, later)
+        db.start_run(conn, "m", "monitor", "t", token, {}, "d", later)
+        rows = [{"session": later.now().date(), "drift_type": "feature", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
+        db.write_rows(conn, "m", {"drift_monitoring": rows})
+        db.release_lease(conn, token)
+    assert boss.should_run_training()[0] is False  # at the limit is not above it
+    with boss.store.write() as conn:
+        db.write_rows(conn, "m", {"drift_monitoring": [{**rows[0], "score": 0.1501}]})
+    assert boss.should_run_training() == (True, "drift: score 0.15 above 0.15")
+    with boss.store.write() as conn:
+        db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged"}]})
+    assert boss.should_run_training() == (True, "new event: dynamic_20240101")
+    boss = TrainingOrchestrator(boss.store, Clock(start.after(days=7)), boss.settings)
+    assert boss.should_run_training() == (True, "scheduled: last training 7.0 days ago")
+    with boss.store.write() as conn:
+        db.take_lease(conn, "busy", 60, boss.clock)
+    assert boss.should_run_training() == (False, "already running: busy")
+
+
+def test_a_failed_cycle_is_recorded_and_raises_its_own_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    monkeypatch.setenv("MLTRADER_RUN__REPORTS", str(tmp_path / "reports"))
+    result = TrainingOrchestrator().run_training_cycle(kernels=False)  # no data in the cache
+    assert (result["success"], result["exit_code"]) == (False, 5) and "data sync" in result["error"]
+    with Store().read() as conn:
+        run = db.runs(conn)[0]
+    assert run["status"] == "failed" and "market" in run["error_message"]
+    with pytest.raises(MltraderError, match="task `market` failed"):
+        run_inline()
