@@ -24,7 +24,8 @@ class Project:
         self.home = folder / ".mltrader"
 
     def environment(self, **extra: str) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLTRADER_", "PLOOMBER_", "PYTEST_"))}
+        left_by_tests = ("MLTRADER_", "PLOOMBER_", "PYTEST_", "IN_TEST")  # nbdev's tests set IN_TEST, with which nbdev_export does nothing
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(left_by_tests)}
         return {**clean, "PYTHONPATH": str(self.root), "MLTRADER_SETTINGS": str(self.root / "tests" / "smoke.toml"), "PATH": f"{Path(sys.executable).parent}:{clean['PATH']}", **extra}
 
     def call(self, *command: str, timeout: float = 500, **extra: str) -> subprocess.CompletedProcess:
