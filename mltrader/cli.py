@@ -101,6 +101,7 @@ def status(as_json: Json = False) -> None:
     """What is running, what ran last, who is champion, is a cycle due. Example: mltrader status"""
     from mltrader import store as db
     from mltrader.config import load_settings
+    from mltrader.orchestrator import TrainingOrchestrator
     from mltrader.registry import CHAMPION
 
     try:
@@ -113,15 +114,18 @@ def status(as_json: Json = False) -> None:
         lease, best = db.current_lease(conn), db.alias_target(conn, CHAMPION)
     settings, now = load_settings(), Clock().now()
     running = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > now else None
+    due, reason = TrainingOrchestrator(store, settings=settings).should_run_training()
     ended = "the packaged data end in 2022" if settings.market.provider == "packaged" else settings.market.path
     value = {"running": running, "last_run": last and {k: last[k] for k in ("id", "status", "verdict", "as_of", "completed_at", "error_message")},
-             "champion": best and {"name": best["name"], "id": best["id"], "as_of": best["as_of"], "run": best["moved_by"]}, "data": ended}
+             "champion": best and {"name": best["name"], "id": best["id"], "as_of": best["as_of"], "run": best["moved_by"]}, "data": ended,
+             "due": due, "reason": reason}
     lines = [f"running    {running or 'nothing'}"]
     lines.append(f"last run   {last['id']}: {last['status']}, verdict {last['verdict'] or '–'}, as of {last['as_of'] or '–'}" if last else "last run   none")
     if last and last["error_message"]:
         lines.append(f"           {last['error_message'].splitlines()[0]}")
     lines.append(f"champion   {best['name']} ({best['id'][:12]}, as of {best['as_of']}, by {best['moved_by']})" if best else "champion   none")
     lines.append(f"data       {settings.market.provider}: {ended}")
+    lines.append(f"cycle due  {'yes' if due else 'no'}: {reason}")
     say(value, as_json, "\n".join(lines))
 
 
