@@ -397,7 +397,9 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     trades, table = entered(evaluation, inputs["labels"]["labels"], engine), performance_table(equity, inside, ask)
     regimes = evaluation.drop_duplicates("session").set_index("session")["market_regime"]
     equity["market_regime"] = regimes.reindex(equity["session"]).astype("str").to_numpy()
-    return _output(metrics, equity, table, trades, inside, ask, settings)
+    output = _output(metrics, equity, table, trades, inside, ask, settings)
+    output.documents["summary"]["index"] = inputs["market"].get("summary", {}).get("index_source", "index")
+    return output
 
 # %% ../nbs/40_backtest.ipynb #9369f999
 def _output(metrics: pd.DataFrame, equity: pd.DataFrame, table: pd.DataFrame, trades: pd.DataFrame,
@@ -434,7 +436,7 @@ def figure(output: TaskOutput) -> "Figure":
     known = equity[equity["market_regime"].isin(REGIMES)]
     figures.shade_regimes(top, known["session"], known["market_regime"])
     regimes = top.legend(loc="lower right", ncol=2, title="market regime") if top.patches else None
-    names = ("strategy", "panel, equal weights", "panel, bought and held", "index without dividends")
+    names = ("strategy", "panel, equal weights", "panel, bought and held", summary["index"])
     styles = (("-", 1.8), ("-", 1.2), ("--", 1.0), (":", 1.2))
     lines = [top.plot(equity["session"], equity[curve], ls=style, lw=width, label=name, color=color)[0] for curve, name,
              (style, width), color in zip(CURVES, names, styles, (figures.INK, *figures.PALETTE[:3]), strict=True)]

