@@ -19,7 +19,7 @@ def main() -> None:
     target.parent.mkdir(exist_ok=True)
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=browser_path, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1060, "height": 1160})
+        tab = browser.new_page(viewport={"width": 1060, "height": 1330})
         tab.goto((ROOT / "reports" / run["id"] / "summary.html").as_uri())
         tab.screenshot(path=target)
         browser.close()
