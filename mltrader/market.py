@@ -1325,6 +1325,6 @@ def table(output: TaskOutput) -> pd.DataFrame:
 def remarks(output: TaskOutput) -> pd.DataFrame:
     """What was repaired or noted, row by row and in order of time; at most 300, repairs before notes."""
     found = output.frames["faults"].sort_values("severity", ascending=False, kind="stable").head(300)
-    found = found.sort_values("session", kind="stable", na_position="first")
+    found = found.sort_values("session", kind="stable", na_position="first", ignore_index=True)
     dates = found["session"].dt.strftime("%Y-%m-%d").fillna("")
     return found.assign(session=dates, row=found["row"].where(found["row"] > 0).astype("Int64").astype("str").replace("<NA>", ""))
