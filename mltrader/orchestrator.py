@@ -181,8 +181,12 @@ def prepare(settings: Settings | None = None) -> list[str]:
     """Refuse stale exports, then write the tasks' input files; returns the tasks whose inputs changed."""
     if stale := reports.stale_modules(project_root()):
         raise ConfigError(f"The notebooks of {', '.join(stale)} were edited but not exported: run `nbdev_export` and build again.")
-    settings = settings or load_settings()
-    return reports.write_inputs(settings, Store(), effective_as_of(settings))
+    settings, store = settings or load_settings(), Store()
+    with store.read() as conn:
+        lease = db.current_lease(conn)
+    if lease and lease["holder"] and lease["expires_at"] > Clock().now():
+        return []  # the files belong to the run in progress; a build that is begun now will be refused
+    return reports.write_inputs(settings, store, effective_as_of(settings))
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7
 def _own_errors() -> dict[str, type[MltraderError]]:
@@ -211,10 +215,15 @@ def _execute(task: Any) -> None:
     notebook, aside = paths["nb"], paths["nb"].with_suffix(".last")
     partial = notebook.with_suffix(".FAILED.ipynb")
     partial.unlink(missing_ok=True)
+    depends = [Path(str(path)) for path in task.params.to_dict().get("resources_", {}).values()]
+    before = {path: digest_file(path) for path in depends}
     if notebook.is_file():
         os.replace(notebook, aside)
     try:
         task._build(catch_exceptions=True)
+        if moved := [path.name for path, digest in before.items() if digest_file(path) != digest]:
+            reports.begin(paths)  # Ploomber has marked the task with files that it did not run with
+            raise ConfigError(f"{', '.join(moved)} changed while the task was running; build again.")
     except BaseException:
         if notebook.is_file():
             os.replace(notebook, partial)
@@ -224,10 +233,21 @@ def _execute(task: Any) -> None:
     aside.unlink(missing_ok=True)
 
 
+def _unrecorded() -> bool:
+    """Whether the run that made the last products ended before it could record itself (killed at the very end)."""
+    summary = reports.products_folder() / "summary" / "outputs.json"
+    if not summary.is_file():
+        return False
+    with Store().read() as conn:
+        run = db.runs(conn, run_id=reports.read_outputs(summary)["run_id"])
+        later = [r for r in db.runs(conn, kind="cycle") if r["status"] == "success"]
+    return bool(run) and run[0]["status"] != "success" and not any(r["started_at"] > run[0]["started_at"] for r in later)
+
+
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
-
+# %% ../nbs/60_orchestrator.ipynb #49cab439
 class BuildExecutor:
     """What Ploomber calls to build the DAG: one run with lease, records and reports. Named in `pipeline.yaml`."""
 
@@ -237,7 +257,7 @@ class BuildExecutor:
 
     def __call__(self, dag: Any, show_progress: bool = False) -> list[Any]:
         scheduled = [task for task in dag.values() if task.exec_status.name != "Skipped"]
-        if not scheduled:
+        if not scheduled and not _unrecorded():
             index = reports.reports_folder(load_settings()) / "index.html"
             print(f"Nothing to do: no task's code, data or settings changed since the last run.\nRead the reports: {index}")
             return []
@@ -374,7 +394,10 @@ class TrainingOrchestrator:
             return {"success": False, "error": str(error), "exit_code": error.exit_code, "run_id": getattr(error, "run_id", None), "promoted": False,
                     "duration_minutes": (self.clock.now() - started).total_seconds() / 60}
         with self.store.read() as conn:
-            run = db.runs(conn, run_id=manifest["run_id"])[0] if manifest else next(r for r in db.runs(conn, kind="cycle") if r["status"] == "success")
+            run = db.runs(conn, run_id=manifest["run_id"])[0] if manifest else next((r for r in db.runs(conn, kind="cycle") if r["status"] == "success"), None)
+        if run is None:
+            return {"success": False, "error": "Nothing to do, but no run is on record: run `mltrader cycle --force`.", "exit_code": 1, "run_id": None, "promoted": False,
+                    "duration_minutes": (self.clock.now() - started).total_seconds() / 60}
         return {"success": True, "run_id": run["id"], "promoted": bool(run["promoted"]), "verdict": run["verdict"], "reused": manifest is None,
                 "duration_minutes": (self.clock.now() - started).total_seconds() / 60, "metrics": {k: _number(v) for k, v in (run["metrics"] or {}).items()},
                 "report": str(reports.reports_folder(self.settings) / run["id"] / "summary.html")}

@@ -7,7 +7,7 @@ __all__ = ['CHAMPION', 'LIBRARIES', 'library_versions', 'register_decision', 'ch
 
 # %% ../nbs/50_registry.ipynb #70262bc6
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -38,7 +38,8 @@ def _session_date(value: Any) -> date:
 
 # %% ../nbs/50_registry.ipynb #59d62858
 def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token: int, decision: Mapping[str, Any],
-                      verdicts: list[dict[str, Any]], manifest: Mapping[str, Any], champion_seen: str | None, clock: Clock) -> str | None:
+                      verdicts: list[dict[str, Any]], manifest: Mapping[str, Any], champion_seen: str | None, clock: Clock,
+                      made_by: Sequence[str] = ()) -> str | None:
     """Record the gate's decision and, if it says PROMOTE, promote.
 
     Parameters
@@ -51,6 +52,8 @@ def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token
         What the version carries; its `components` are verified on disk before anything is written.
     champion_seen : str or None
         Version of the champion that the gate compared with.
+    made_by : sequence of str
+        Earlier runs whose reused tasks made the candidate's predictions and explanations.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token
         db.check_token(conn, token)
         trial = db.record_trial(conn, run_id, decision["recipe_digest"], as_of, decision["data_digest"], decision.get("score", float("nan")))
         db.add_version(conn, run_id, decision["model_version"], decision["recipe_digest"], as_of, decision["feature_set"], manifest, clock)
-        db.label_rows(conn, run_id, decision["model_version"])
+        db.label_rows(conn, [run_id, *made_by], decision["model_version"])
         gate_id = db.add_gate_row(conn, run_id, {
             "model_version": decision["model_version"], "trial_id": trial, "trials": max(int(decision["trials"]), 1), "kind": decision["kind"],
             "verdict": decision["verdict"], "as_of": as_of, "champion_before": champion_seen, "promoted_to_production": approved,
@@ -130,7 +133,8 @@ def rollback(store: Store, run_id: str, token: int, as_of: Any, clock: Clock, na
         db.check_token(conn, token)
         now = db.alias_target(conn, CHAMPION)
         moves = [m for m in db.promotions(conn, CHAMPION) if now is None or m["model_version"] != now["id"]]
-        wanted = [m for m in moves if name in (None, m["name"], m["model_version"])]
+        reached = now and (now["rollback_to"] or now["move_id"])  # the promotion that the champion of now comes from
+        wanted = [m for m in moves if (m["id"] < reached if name is None else name in (m["name"], m["model_version"]))]
         if now is None or not wanted:
             raise ConfigError(f"There is nothing to roll back to{f' named {name!r}' if name else ''}; promoted so far: {[m['name'] for m in moves] or 'none'}.")
         return db.move_alias(conn, run_id, CHAMPION, wanted[-1]["model_version"], now["id"], token, _session_date(as_of), clock, rollback_to=wanted[-1]["id"])

@@ -256,7 +256,7 @@ class Upstream(Mapping[str, Any]):
 
 @dataclass
 class Task:
-    """A task with its inputs, ready to run and to be saved. Made by `open_task`."""
+    """A task with its inputs, ready to run and to be saved. Made by `open_task`; `sources` are the runs that made the inputs, by task."""
 
     name: str
     inputs: Mapping[str, Any]
@@ -265,6 +265,7 @@ class Task:
     product: Mapping[str, str]
     artifacts: ArtifactStore
     store: Store | None
+    sources: Mapping[str, str]
     run_id: str | None
     token: int
     clock: Clock = field(default_factory=Clock)
@@ -292,6 +293,8 @@ class Task:
         document["digest"] = result_digest(document)
         with self.store.write() as conn:
             db.check_token(conn, self.token)
+            if self.name == "market":
+                db.set_as_of(conn, self.run_id, to_session(as_of).date())
             document["rows"] = db.write_rows(conn, self.run_id, output.rows)
             db.record_artifacts(conn, self.run_id, list(self.entries.values()))
             db.record_task(conn, self.run_id, self.name, "ran", outputs=self.entries, outputs_digest=document["digest"],
@@ -307,7 +310,7 @@ class Task:
         seen = (self.inputs["champion"]["record"] or {}).get("id")
         name = registry.register_decision(
             self.store, self.artifacts, self.run_id, self.token, candidate_decision(self, decision), verdict_rows(output.frames["verdicts"]),
-            candidate_manifest(self, decision), seen, self.clock)
+            candidate_manifest(self, decision), seen, self.clock, sorted(set(self.sources.values()) - {self.run_id}))
         print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is."))
         return name
 
@@ -393,6 +396,11 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         _show_whole_tables()
     if store is None and (run is not None or (home() / "mltrader.db").is_file()):
         store = Store()
+    if run is not None:
+        with store.read() as conn:
+            promised = (db.runs(conn, run_id=run[0]) or [{}])[0].get("settings_digest")
+        if promised != settings.digest():
+            raise ConfigError("The settings were changed while the run was going on; run again, and it will use the new ones.")
     artifacts = ArtifactStore(home() / "artifacts")
     paths = {task: (upstream[task]["out"] if upstream else products_folder() / task / "outputs.json") for task in PIPELINE[name].upstream}
     documents = {task: read_outputs(path) for task, path in paths.items()}
@@ -404,7 +412,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     if name == "promotion":
         inputs |= _live_champion(store, artifacts)
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
-                run[0] if run else None, run[1] if run else 0, clock, started)
+                {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
 
 def _show_whole_tables() -> None:

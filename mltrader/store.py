@@ -8,7 +8,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'VERDICTS', 'trials',
            'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases', 'leases',
            'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease', 'renew_lease',
-           'release_lease', 'check_token', 'start_run', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
+           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
            'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial',
            'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
            'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'drift_since',
@@ -194,7 +194,7 @@ model_promotion_history = Table(
     _text("champion_before"), *_numbers("overall_accuracy", "crash_accuracy", "min_sector_accuracy", "drift_score", "replay_improvement"),
     Column("checks_passed", sa.JSON), Column("checks_failed", sa.JSON), Column("promoted_to_production", sa.Boolean, nullable=False),
     Column("notes", sa.Text), Column("decided_at", sa.DateTime(timezone=True), nullable=False),
-    _one_of("verdict", *VERDICTS), CheckConstraint("trials >= 1", name="trials"), UniqueConstraint("run_id"), UniqueConstraint("id", "verdict"),
+    _one_of("verdict", *VERDICTS), CheckConstraint("trials >= 1", name="trials"), UniqueConstraint("run_id"), UniqueConstraint("id", "verdict", "model_version"),
 )
 gate_verdicts = Table(
     "gate_verdicts", metadata,
@@ -208,11 +208,13 @@ alias_moves = Table(
     _id(), _run(), _text("alias", 32, nullable=False), _text("name", 64, nullable=False),
     Column("model_version", sa.String(64), ForeignKey("model_versions.id"), nullable=False),
     _text("kind", 16, nullable=False), Column("gate_id", sa.Integer), _text("gate_verdict", 16),
-    Column("rollback_to", sa.Integer, ForeignKey("alias_moves.id")), Column("previous", sa.Integer, ForeignKey("alias_moves.id")),
+    Column("rollback_to", sa.Integer), Column("previous", sa.Integer, ForeignKey("alias_moves.id")),
     Column("as_of", sa.Date, nullable=False), Column("token", sa.Integer, nullable=False),
     Column("moved_at", sa.DateTime(timezone=True), nullable=False),
-    ForeignKeyConstraint(["gate_id", "gate_verdict"], ["model_promotion_history.id", "model_promotion_history.verdict"]),
-    _one_of("kind", "promotion", "rollback"), UniqueConstraint("alias", "previous"),
+    ForeignKeyConstraint(["gate_id", "gate_verdict", "model_version"],  # the version that was judged, and no other
+                         [f"model_promotion_history.{name}" for name in ("id", "verdict", "model_version")]),
+    ForeignKeyConstraint(["rollback_to", "model_version"], ["alias_moves.id", "alias_moves.model_version"]),
+    _one_of("kind", "promotion", "rollback"), UniqueConstraint("alias", "previous"), UniqueConstraint("id", "model_version"),
     CheckConstraint("(kind = 'promotion' AND gate_id IS NOT NULL AND gate_verdict IS NOT NULL AND gate_verdict = 'PROMOTE') "
                     "OR (kind = 'rollback' AND rollback_to IS NOT NULL)", name="earned"),
 )
@@ -390,6 +392,11 @@ def start_run(conn: sa.Connection, run_id: str, kind: str, trigger: str, token: 
         settings=dict(settings), settings_digest=settings_digest))
 
 
+def set_as_of(conn: sa.Connection, run_id: str, as_of: Any) -> None:
+    """Note the session that a run works as of, as soon as it is known: what a killed run decided counts from then on."""
+    conn.execute(training_runs.update().where(training_runs.c.id == run_id).values(as_of=as_of))
+
+
 def finish_run(conn: sa.Connection, run_id: str, status: str, clock: Clock, **values: Any) -> None:
     """Write the end state of a run, once; a run that has ended is not changed."""
     conn.execute(training_runs.update().where(training_runs.c.id == run_id, training_runs.c.status == "running")
@@ -401,6 +408,8 @@ def reap_lost_runs(conn: sa.Connection, clock: Clock, keep: str | None = None) -
     holder = conn.execute(sa.select(leases.c.holder).where(leases.c.name == LEASE, leases.c.expires_at > clock.now())).scalar()
     lost = conn.execute(sa.select(training_runs.c.id).where(
         training_runs.c.status == "running", training_runs.c.id.not_in([name for name in (holder, keep) if name]))).scalars().all()
+    if lost:  # whoever wakes up later finds that its token is void
+        conn.execute(leases.update().where(leases.c.name == LEASE, leases.c.holder.in_(lost)).values(holder=None, expires_at=None))
     for run_id in lost:
         finish_run(conn, run_id, "lost", clock, error_message="The process ended without a word (killed, or the machine went down).")
     return list(lost)
@@ -557,12 +566,14 @@ def move_alias(conn: sa.Connection, run_id: str, alias: str, version: str, expec
         conn.execute(model_aliases.insert().values(alias=alias, **values))
     else:
         conn.execute(model_aliases.update().where(model_aliases.c.alias == alias).values(**values))
+    if kind == "promotion":  # in the same transaction: a run that is killed next has promoted all the same
+        conn.execute(training_runs.update().where(training_runs.c.id == run_id).values(promoted=True))
     return name
 
 
 def alias_target(conn: sa.Connection, alias: str, at: datetime | None = None) -> dict[str, Any] | None:
     """The version that `alias` pointed at, now or at an instant, with the move that put it there; None if there was none."""
-    query = (sa.select(model_versions, alias_moves.c.id.label("move_id"), alias_moves.c.name, alias_moves.c.moved_at, alias_moves.c.kind.label("move_kind"),
+    query = (sa.select(model_versions, alias_moves.c.id.label("move_id"), alias_moves.c.name, alias_moves.c.moved_at, alias_moves.c.kind.label("move_kind"), alias_moves.c.rollback_to,
                        alias_moves.c.as_of.label("moved_as_of"), alias_moves.c.run_id.label("moved_by"), alias_moves.c.gate_id)
              .join_from(alias_moves, model_versions, alias_moves.c.model_version == model_versions.c.id)
              .where(alias_moves.c.alias == alias).order_by(alias_moves.c.id.desc()))
@@ -582,10 +593,10 @@ def alias_as_of(conn: sa.Connection, alias: str, session: Any, inclusive: bool =
     return None if row is None else {**row, "moved_at": _utc(row["moved_at"])}
 
 # %% ../nbs/02_store.ipynb #741756a1
-def label_rows(conn: sa.Connection, run_id: str, version: str) -> None:
-    """Write the model version into the run's predictions and explanations, once it is known."""
+def label_rows(conn: sa.Connection, run_ids: Sequence[str], version: str) -> None:
+    """Write the model version, once it is known, into the predictions and explanations of the runs that made it."""
     for table in (model_predictions, shap_analysis):
-        conn.execute(table.update().where(table.c.run_id == run_id).values(model_version=version))
+        conn.execute(table.update().where(table.c.run_id.in_(run_ids), table.c.model_version.is_(None)).values(model_version=version))
 
 
 def known_versions(conn: sa.Connection) -> list[dict[str, Any]]:

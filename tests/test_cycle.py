@@ -289,6 +289,36 @@ def test_a_new_database_is_not_skipped_into_emptiness(project):
     assert "Nothing to do" in project.call("ploomber", "build").stdout
 
 
+def test_a_run_killed_at_the_very_end_is_recorded_by_the_next_build(project):
+    """All products are there, the record is not: as if the process had died between the last task and the end."""
+    with store_of(project).write() as conn:
+        newest = db.runs(conn, 1)[0]
+        made = json.loads((project.home / "products" / "summary" / "outputs.json").read_bytes())["run_id"]
+        conn.execute(db.training_runs.update().where(db.training_runs.c.id == made).values(status="running", completed_at=None, manifest_digest=None))
+        conn.execute(db.training_runs.delete().where(db.training_runs.c.id.not_in([made]), db.training_runs.c.started_at > newest["started_at"]))
+    done = project.call("ploomber", "build")
+    assert done.returncode == 0 and "Verdict:" in done.stdout, done.stdout + done.stderr
+    with store_of(project).read() as conn:
+        first, second = db.runs(conn, 2)
+        tasks = {row["task"]: row["status"] for row in db.tasks_of(conn, first["id"])}
+    assert (first["status"], second["id"], second["status"]) == ("success", made, "lost") and set(tasks.values()) == {"reused"}
+    assert "Nothing to do" in project.call("ploomber", "build").stdout
+
+
+def test_a_change_during_a_task_is_not_taken_for_its_input(project):
+    """Somebody edits a module while a task runs: Ploomber would mark the task with the edited file."""
+    module = project.root / "mltrader" / "explain.py"
+    good, notebook = module.read_text(), project.root / "nbs" / "42_explain.ipynb"
+    source = project.sabotage("42_explain", f"open({str(module)!r}, 'a').write('# edited')")
+    try:
+        done = project.call("ploomber", "build")
+    finally:
+        notebook.write_text(source)
+        module.write_text(good)
+    assert done.returncode == 2 and "explain.py changed while the task was running" in done.stderr, done.stdout + done.stderr
+    assert {"explain", "promotion", "summary"} <= project.outdated()
+
+
 def test_bare_ploomber_commands_write_no_run(project):
     with store_of(project).read() as conn:
         before = db.count_rows(conn)

@@ -211,6 +211,15 @@ def test_drift_score_against_another_reference_is_not_the_champions():
     assert answer(proof) == "INSUFFICIENT"
 
 
+def test_another_question_is_no_comparison():
+    """Red team: a candidate with labels that are easy to say. On the rows where the two happen to agree it would win."""
+    easy = EVALUATIONS[0.5].assign(label=1, proba_sell=0.003, proba_hold=0.994, proba_buy=0.003)
+    found = verdict(promotion.champion, replace(evidence(1.0, 0.5), evaluation=easy))
+    assert found.status == "insufficient" and found.blocks and "another label" in found.note
+    few = replace(evidence(1.0, 0.5), champion_evaluation=EVALUATIONS[0.5].iloc[:900])
+    assert verdict(promotion.champion, few).status == "insufficient"
+
+
 def test_a_champion_of_the_same_session_has_the_challengers_drift():
     """A quant changes a feature and builds again: both learned from the same years, and nothing is missing."""
     same = {**OLD, "as_of": date(2020, 1, 1)}  # the store gives dates, the candidate ISO text

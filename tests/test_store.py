@@ -135,6 +135,60 @@ def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
     store.engine.dispose()
 
 
+def promoted(store: Store, files: ArtifactStore, token: int, run_id: str, model: str, seen: str | None) -> str | None:
+    decision = dict(verdict="PROMOTE", model_version=model, recipe_digest=model, kind="first", as_of=DAY, data_digest="d", feature_set="f", trials=1)
+    return registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": files.put({"x": 1}).as_dict()}}, seen, START)
+
+
+def test_rollback_goes_back_and_never_forth(store, tmp_path):
+    """From v3 to v2 to v1; what was rolled back is not what the next rollback restores."""
+    files, token, models = ArtifactStore(tmp_path), begin(store, "r1"), ["1" * 64, "2" * 64, "3" * 64]
+    for number, model in enumerate(models, 1):
+        if number > 1:
+            with store.write() as conn:
+                db.start_run(conn, f"r{number}", "cycle", "test", token, {}, "d", START)
+        promoted(store, files, token, f"r{number}", model, models[number - 2] if number > 1 else None)
+    assert [registry.rollback(store, "r3", token, DAY, START) for _ in range(2)] == ["production_v2", "production_v1"]
+    with pytest.raises(ConfigError, match="nothing to roll back to"):
+        registry.rollback(store, "r3", token, DAY, START)
+    assert registry.rollback(store, "r3", token, DAY, START, "production_v3") == "production_v3"
+    assert registry.rollback(store, "r3", token, DAY, START) == "production_v2"
+
+
+def test_the_database_ties_a_move_to_the_version_that_was_judged(store, tmp_path):
+    files, token = ArtifactStore(tmp_path), begin(store, "r1")
+    promoted(store, files, token, "r1", "1" * 64, None)
+    with store.write() as conn:
+        assert db.runs(conn, run_id="r1")[0]["promoted"] is True
+        db.add_version(conn, "r1", "e" * 64, "r", DAY, "f", {}, START)
+        gate = db.gate_row(conn, "r1")["id"]
+    for way in ({"gate_id": gate}, {"rollback_to": 1}):
+        with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
+            db.move_alias(conn, "r1", "champion", "e" * 64, "1" * 64, token, DAY, START, **way)
+    assert registry.champion(store)["id"] == "1" * 64
+
+
+def test_a_run_that_was_given_up_cannot_come_back(store):
+    """The machine slept; somebody looked at the history, which marked the run as lost; it wakes up and wants to write."""
+    token = begin(store, "a", seconds=5)
+    later = Clock(START.after(seconds=60))
+    with store.write() as conn:
+        assert db.reap_lost_runs(conn, later) == ["a"]
+        assert not db.renew_lease(conn, token, 60, later)
+        with pytest.raises(LeaseError):
+            db.check_token(conn, token)
+
+
+def test_what_a_killed_run_captured_is_known_to_later_ones(store):
+    begin(store, "a", seconds=5)
+    with store.write() as conn:
+        db.set_as_of(conn, "a", DAY)
+        db.write_rows(conn, "a", {"dynamic_events": [{"event_name": "dynamic_20240102", "start_date": DAY, "state": "open"}]})
+        db.reap_lost_runs(conn, Clock(START.after(days=1)))
+        assert [e["event_name"] for e in db.captured_events(conn, date(2024, 2, 1))] == ["dynamic_20240102"]
+        assert db.captured_events(conn, DAY) == []
+
+
 def test_promotion_without_a_trial_is_refused(store):
     """The ledger is law: a gate row must point at a trial."""
     begin(store, "a")
