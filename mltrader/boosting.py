@@ -15,7 +15,7 @@ import pandas as pd
 
 from .checks import model_inputs, require_fitted, training_inputs
 from .config import BoostingSettings, Settings
-from .core import CLASSES, IntegrityError, TaskOutput, canonical_json, digest_bytes, seed_for
+from .core import CLASSES, IntegrityError, TaskOutput, canonical_json, digest_bytes, digest_modules, seed_for
 from .forest import figure as figure
 from .forest import run_component
 from .forest import table as table
@@ -117,11 +117,11 @@ def _load(cls: type, data: bytes) -> Any:
 
 # %% ../nbs/32_boosting.ipynb #c7c668ce
 def component_recipe(settings: Settings) -> dict[str, Any]:
-    """What the predictions depend on beside the data: settings, seed, library."""
+    """What the predictions depend on beside the data: settings, seed, library, code."""
     import xgboost
 
     return {"component": "boosting", "settings": settings.boosting.model_dump(mode="json"), "classes": list(CLASSES),
-            "seed": seed_for("boosting", settings.run.seed), "xgboost": xgboost.__version__}
+            "seed": seed_for("boosting", settings.run.seed), "xgboost": xgboost.__version__, "code": digest_modules("checks", "forest", "boosting")}
 
 
 def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> TaskOutput:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CLASSES', 'SELL', 'HOLD', 'BUY', 'REGIMES', 'TASKS', 'PROBABILITIES', 'SESSION_DTYPE', 'Block', 'Result',
            'MltraderError', 'ConfigError', 'DataError', 'VendorError', 'LeaseError', 'IntegrityError', 'Clock',
-           'to_session', 'canonical_json', 'digest_bytes', 'digest_json', 'digest_file', 'digest_arrays', 'seed_for',
-           'map_blocks', 'require_columns', 'usable_at', 'TaskOutput', 'project_root']
+           'to_session', 'canonical_json', 'digest_bytes', 'digest_json', 'digest_file', 'digest_modules',
+           'digest_arrays', 'seed_for', 'map_blocks', 'require_columns', 'usable_at', 'TaskOutput', 'project_root']
 
 # %% ../nbs/00_core.ipynb #61e12280
 import hashlib
@@ -147,6 +147,12 @@ def digest_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_modules(*names: str) -> str:
+    """SHA-256 of the source of modules of this package: part of the key under which their results are kept."""
+    folder = Path(__file__).resolve().parent
+    return digest_json({name: digest_file(folder / f"{name}.py") for name in names})
 
 
 def digest_arrays(arrays: Mapping[str, "np.ndarray"]) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 from .checks import model_inputs, require_fitted, sample_features, training_inputs
 from .config import ForestSettings, Settings
 from .core import CLASSES, PROBABILITIES, DataError, IntegrityError, TaskOutput
-from .core import digest_arrays, digest_json, map_blocks, seed_for
+from .core import digest_arrays, digest_json, digest_modules, map_blocks, seed_for
 from .splits import calibration_error, log_loss_rows, out_of_fold
 
 if TYPE_CHECKING:
@@ -152,12 +152,12 @@ def _load(cls: type, data: bytes) -> Any:
 
 # %% ../nbs/31_forest.ipynb #aae831f4
 def component_recipe(settings: Settings) -> dict[str, Any]:
-    """What the forest's predictions depend on beside the data: settings, seed, library."""
+    """What the forest's predictions depend on beside the data: settings, seed, library, code."""
     import sklearn
 
     seed = seed_for("forest", settings.run.seed)
     return {"component": "forest", "settings": settings.forest.model_dump(mode="json"), "seed": seed,
-            "classes": list(CLASSES), "scikit-learn": sklearn.__version__}
+            "classes": list(CLASSES), "scikit-learn": sklearn.__version__, "code": digest_modules("checks", "forest")}
 
 
 def _fit_planned(samples: pd.DataFrame, names: list[str], plan: pd.DataFrame, fold: int, model: Any) -> Any:

@@ -19,7 +19,7 @@ import pandas as pd
 from .checks import model_inputs, require_fitted, sample_features
 from .config import MetaSettings, Settings
 from .core import CLASSES, PROBABILITIES, DataError, IntegrityError, TaskOutput
-from .core import canonical_json, digest_json, require_columns, seed_for, to_session, usable_at
+from .core import canonical_json, digest_json, digest_modules, require_columns, seed_for, to_session, usable_at
 from .replay import candidates
 from .splits import OutOfFold, calibration_error, log_loss_rows, out_of_fold, rank_ic, reopen, session_interval
 
@@ -255,7 +255,7 @@ def stack_out_of_fold(
     joined = join_bases(bases)
     inputs = samples[["session", "symbol", "label", "label_known_at"]].join(odds_frame(joined.set_index("row")))
     plan = stack_plan(joined, samples, folds, settings.min_folds)
-    recipe = {"component": "meta", "penalty": settings.penalty, "clip": SMALLEST, "scikit-learn": sklearn.__version__}
+    recipe = {"component": "meta", "penalty": settings.penalty, "clip": SMALLEST, "scikit-learn": sklearn.__version__, "code": digest_modules("meta")}
 
     def fit_predict(X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, X_test: pd.DataFrame) -> np.ndarray:
         return apply_logit(fit_logit(X.to_numpy(), y, settings.penalty), X_test.to_numpy())
@@ -338,16 +338,21 @@ def evaluate(
 
 
 def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearner, as_of: Any, margin: float) -> pd.DataFrame:
-    """What the deployed models say after the close of `as_of`: one row a symbol that has a bar on that session."""
+    """What the deployed models say after the close of `as_of`: one row a symbol that has a bar on that session.
+
+    A symbol whose features have not warmed up is abstained from: the models have never seen such rows.
+    """
     features, names = inputs["features"]["features"], sample_features(inputs["memory"]["samples"])
-    today = features[features["session"] == to_session(as_of)].reset_index(drop=True)
+    now = (features["session"] == to_session(as_of)).to_numpy()
+    today = features[now].reset_index(drop=True)
+    young = features.groupby("symbol", sort=False).cumcount().to_numpy()[now] < inputs["features"]["feature_set"]["warm_up"]
     X = today[names].astype("float32")
     parts = pd.DataFrame(np.concatenate([inputs[base]["model"].predict_proba(X) for base in BASES], axis=1), columns=list(INPUTS))
     proba = learner.predict_proba(parts)
     regimes = inputs["regimes"]["symbol_regimes"]
     keys = today[["session", "symbol"]].merge(regimes[["session", "symbol", "regime"]], how="left", on=["session", "symbol"])
     called = np.array(CLASSES)[proba.argmax(axis=1)] if len(proba) else np.empty(0, dtype="<U4")
-    return keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)), prediction=called, abstain=lead(proba) < margin)
+    return keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)), prediction=called, abstain=(lead(proba) < margin) | young)
 
 # %% ../nbs/33_meta.ipynb #fda2de63
 def performance_rows(evaluation: pd.DataFrame, horizon: int, n_boot: int, seed: int) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def holm_levels(p: np.ndarray, level: float) -> np.ndarray:
 def adjusted_intervals(
     estimate: np.ndarray, low: np.ndarray, high: np.ndarray, blocks: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Widen bootstrap intervals of level `level` to Student's t and to Holm's levels over all of them.
+    """Widen intervals of level `level`, which carry Student's t already, to Holm's levels over all of them.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ def adjusted_intervals(
     blocks : ndarray of int, shape (n_cells,)
         Independent blocks behind each, at least 2.
     """
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     side = np.where(estimate > 0, estimate - low, high - estimate)            # the half that faces zero
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = np.where(side > 0, np.abs(estimate) / side, np.inf) * norm.ppf(1 - level / 2)
     freedom = blocks - 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = np.where(side > 0, np.abs(estimate) / side, np.inf) * t.ppf(1 - level / 2, freedom)
     p = 2 * t.sf(distance, freedom)
-    stretch = t.ppf(1 - holm_levels(p, level) / 2, freedom) / norm.ppf(1 - level / 2)
+    stretch = t.ppf(1 - holm_levels(p, level) / 2, freedom) / t.ppf(1 - level / 2, freedom)
     return estimate - (estimate - low) * stretch, estimate + (high - estimate) * stretch
 
 # %% ../nbs/41_sectors.ipynb #bcbec765

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'FitPredict', 'walk_forward', 'recipe', 'OutOfFold', 'check_fold', 'check_probabilities',
            'fold_key', 'out_of_fold', 'reopen', 'log_loss_rows', 'calibration_error', 'rank_ic', 'Interval',
-           'block_starts', 'session_interval']
+           'block_starts', 'few_blocks_factor', 'session_interval']
 
 # %% ../nbs/30_splits.ipynb #4ab92b2f
 from collections.abc import Callable, MutableMapping, Sequence
@@ -31,10 +31,10 @@ RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "sp
 
 def recipe(settings: Settings, feature_set_version: str) -> dict[str, Any]:
     """What makes two models the same recipe, as a JSON-ready dict."""
-    return {
-        "feature_set": feature_set_version, "classes": list(CLASSES), "seed": settings.run.seed,
-        "settings": {name: getattr(settings, name).model_dump(mode="json") for name in RECIPE_SECTIONS},
-    }
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in RECIPE_SECTIONS}
+    sections["events"] = {"canonical": sections["events"]["canonical"]}
+    sections["splits"].pop("bootstrap")
+    return {"feature_set": feature_set_version, "classes": list(CLASSES), "settings": sections}
 
 # %% ../nbs/30_splits.ipynb #43e325e9
 _TOKEN = object()
@@ -291,6 +291,13 @@ def _block_sums(values: np.ndarray, starts: np.ndarray, length: int) -> np.ndarr
     return full + (running[np.arange(n) + last] - running[:n])[starts[:, -1]]
 
 # %% ../nbs/30_splits.ipynb #30b5ddd5
+def few_blocks_factor(blocks: int, level: float) -> float:
+    """Student's quantile over the normal one: how much wider an interval from so few independent blocks must be."""
+    from scipy.stats import norm, t
+
+    return float(t.ppf(1 - level / 2, blocks - 1) / norm.ppf(1 - level / 2))
+
+
 def session_interval(
     frame: pd.DataFrame, value: str, horizon: int, n_boot: int, level: float, seed: int, weight: str | None = None
 ) -> Interval:
@@ -312,7 +319,7 @@ def session_interval(
     Returns
     -------
     Interval
-        Percentile interval. All NaN without rows; bounds NaN with less than one block of sessions.
+        Percentile interval, widened by `few_blocks_factor`. All NaN without rows; bounds NaN with less than two blocks of sessions.
     """
     if not 0 < level < 0.5:
         raise ConfigError(f"`level`={level} is the error probability: above 0 and below 0.5, such as 0.05.")
@@ -325,10 +332,10 @@ def session_interval(
     length = max(1, 2 * horizon)
     total, blocks = denominator.sum(), len(sessions) // length
     estimate = float(numerator.sum() / total) if total > 0 else float("nan")
-    if blocks < 1 or not total > 0:
+    if blocks < 2 or not total > 0:
         return Interval(estimate, float("nan"), float("nan"), len(kept), len(sessions), blocks)
     starts = block_starts(len(sessions), length, n_boot, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = _block_sums(numerator, starts, length) / _block_sums(denominator, starts, length)
-    low, high = np.nanquantile(means, [level / 2, 1 - level / 2])
+    low, high = estimate + (np.nanquantile(means, [level / 2, 1 - level / 2]) - estimate) * few_blocks_factor(blocks, level)
     return Interval(estimate, float(low), float(high), len(kept), len(sessions), blocks)

@@ -131,6 +131,27 @@ def test_random_paths(steps, horizon, mode, preset):
 
 # ---- maturity -----------------------------------------------------------------------------------------------------------
 
+def test_a_symbol_that_disappears_is_labelled_to_its_end():
+    """Red team: labels that need bars after them would let a portfolio leave every failing company in good time."""
+    panel = make_panel(200).drop(columns=["open", "high", "low"])
+    days = np.unique(panel["session"])
+    last = days[120]
+    panel = panel[(panel["symbol"] != "S3") | (panel["session"] <= last)].reset_index(drop=True)
+    rule = LabelSettings(horizon=5)
+    full = L.triple_barrier(panel, rule)
+    gone = full[full["symbol"] == "S3"]
+    assert gone["session"].max() == days[119] and gone["entry_session"].max() == last  # no decision on, and no entry after, the last bar
+    late = gone[gone["session"] > days[113]]
+    assert len(late) == 6 and (late["label_known_at"] == days[120 + 7]).all() and (late["label_end"] <= late["label_known_at"]).all()
+    final = panel.loc[(panel["symbol"] == "S3") & (panel["session"] == last), "adj_close"].item()
+    entry = panel.loc[(panel["symbol"] == "S3") & (panel["session"] == days[119]), "adj_close"].item()
+    row = gone[gone["session"] == days[118]].iloc[0]
+    assert row["forward_log_return"] == pytest.approx(math.log(final / entry))
+    for cut in (days[121], days[126], days[127], days[150]):  # what is said to be known at a session was known then
+        then = L.triple_barrier(panel[panel["session"] <= cut].reset_index(drop=True), rule)
+        pd.testing.assert_frame_equal(then, full[full["label_known_at"] <= cut].reset_index(drop=True))
+
+
 def test_all_rows_mature_by_the_vertical_barrier():
     panel, rule = make_panel(), LabelSettings(horizon=10)
     labels = L.triple_barrier(panel, rule)
