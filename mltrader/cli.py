@@ -230,7 +230,9 @@ def data_check(as_json: Json = False) -> None:
     summary = output.documents["summary"]
     faults = output.frames["faults"].astype(str).to_dict("records")
     text = f"{summary['rows']:,} bars, {summary['first_session']} to {summary['last_session']}, as of {summary['as_of']}; {len(faults)} remarks"
-    say({"summary": summary, "faults": faults}, as_json, text + "".join(f"\n  {f['severity']}: {f['symbol']} {f['message']}" for f in faults[:20]))
+    say({"summary": summary, "faults": faults}, as_json, text + "".join(
+        f"\n  {f['severity']}: {f['file']}, row {f['row']}, {f['symbol'] or '–'} {f['session'][:10]}: {f['column']} = {f['value']}: {f['message']}" for f in faults[:20])
+        + (f"\n  … and {len(faults) - 20} more (--json has all)" if len(faults) > 20 else ""))
 
 
 @store_app.command("migrate")
@@ -303,3 +305,9 @@ def main() -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        first = (str(error).splitlines() or [""])[0]
+        typer.echo(f"mltrader: {type(error).__name__}: {first} (unexpected; --debug shows where)", err=True)
+        raise SystemExit(1) from None

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -25,7 +25,7 @@ from .core import REGIMES, ConfigError, digest_json, project_root
 class Section(BaseModel):
     """A group of settings: immutable, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -87,6 +87,12 @@ class RegimeSettings(Section):
     volatility_sessions: int = Field(21, ge=5)  # realised volatility that stands in for a missing VIX
     quantile_sessions: int = Field(756, ge=60)  # least past from which its quantiles are learned
 
+    @model_validator(mode="after")
+    def _rising(self) -> "RegimeSettings":
+        if not 0 < self.vix_low < self.vix_high < self.vix_crash:
+            raise ValueError(f"the bounds must rise: vix_low={self.vix_low} < vix_high={self.vix_high} < vix_crash={self.vix_crash}")
+        return self
+
 
 class LabelSettings(Section):
     """What a trade entered after t is measured by."""
@@ -104,7 +110,7 @@ class LabelSettings(Section):
 class DriftSettings(Section):
     """What is compared with what."""
 
-    windows: tuple[int, ...] = (5, 20, 60)  # sessions of current data
+    windows: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 20, 60), min_length=1)  # sessions of current data
     reference_years: float = Field(5.0, gt=0)
     permutations: int = Field(60, ge=20)  # blocks drawn for the null
     threshold: float = Field(0.15, ge=0, le=1)
@@ -175,6 +181,8 @@ class MemorySettings(Section):
 
     @model_validator(mode="after")
     def _all_regimes(self) -> "MemorySettings":
+        if not 0 < self.target_clip[0] <= 1 <= self.target_clip[1]:
+            raise ValueError(f"`target_clip`={self.target_clip} must hold a lower bound in (0, 1] and an upper one of at least 1")
         for name in ("regime_targets", "regime_weights"):
             if set(getattr(self, name)) != set(REGIMES):
                 raise ValueError(f"`{name}` must name each of {list(REGIMES)} once")
@@ -195,7 +203,7 @@ class ForestSettings(Section):
     n_estimators: int = Field(200, ge=1)
     min_samples_leaf: int = Field(20, ge=1)
     max_samples: float = Field(0.1, gt=0, le=1)
-    max_features: str | float = "sqrt"
+    max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
 
 
 class BoostingSettings(Section):
@@ -289,15 +297,18 @@ class Settings(Section):
         return digest_json(self.model_dump(mode="json", include=set(sections) or None))
 
 # %% ../nbs/01_config.ipynb #2942a43d
-NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL")  # where things are, not what is computed
+NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL",  # where things are, not what is computed
+                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN")  # and what tests and runs tell their processes
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """`MLTRADER_SECTION__KEY` variables as nested dictionaries."""
     found: dict[str, dict[str, Any]] = {}
     for name, text in environment.items():
-        if not name.startswith("MLTRADER_") or "__" not in name:
+        if not name.startswith("MLTRADER_") or name in NOT_SETTINGS:
             continue
+        if "__" not in name:
+            raise ConfigError(f"{name} is no setting: write MLTRADER_SECTION__KEY, with two underscores (or one of {', '.join(NOT_SETTINGS[:3])}).")
         section, key = name.removeprefix("MLTRADER_").lower().split("__", 1)
         kind = Settings.model_fields.get(section)
         field = kind.annotation.model_fields.get(key) if kind is not None else None

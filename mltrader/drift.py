@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .config import DriftSettings, Settings
-from .core import REGIMES, ConfigError, DataError, TaskOutput, require_columns, seed_for, to_session
+from .core import REGIMES, DataError, TaskOutput, require_columns, seed_for, to_session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -281,9 +281,7 @@ def reference_period(
     DataError
         If there are not more sessions than the longest window has.
     """
-    longest = max(settings.windows, default=0)
-    if longest < 1 or min(settings.windows) < 1:
-        raise ConfigError(f"[drift] windows={settings.windows} must be at least one session each.")
+    longest = max(settings.windows)
     if len(sessions) <= longest:
         raise DataError(f"{len(sessions)} sessions leave no reference before a window of {longest}; shorten it.")
     limit = pd.Timestamp(sessions[-longest - 1])

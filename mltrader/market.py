@@ -330,6 +330,8 @@ MAGIC: dict[bytes, str] = {
 
 def _content(path: Path, what: str) -> bytes:
     """The bytes of a file that must exist and not be empty; `what` names it in the message."""
+    if path.is_dir():
+        raise DataError(f"{what} {path} is a folder; name the file in it, in the [market] settings.")
     if not path.is_file():
         raise DataError(f"{what} {path} does not exist; check the [market] settings.")
     data = path.read_bytes()

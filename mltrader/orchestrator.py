@@ -72,7 +72,11 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     LeaseError
         If another run holds the lease.
     """
-    seconds = settings.training.lease_seconds
+    seconds, folder = settings.training.lease_seconds, reports.reports_folder(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"Reports cannot be left in {folder} ({error.strerror}); set [run] reports to a folder.") from error
     with store.write() as conn:
         db.reap_lost_runs(conn, clock)
         run_id = f"run_{clock.stamp()}"
@@ -109,7 +113,11 @@ def task_results(run: Run, statuses: Mapping[str, str]) -> dict[str, dict[str, A
         status = statuses.get(task, "aborted")
         info: dict[str, Any] = {"status": status, "source_run_id": None, "digest": None, "entries": None, "metrics": None, "seconds": timed.get(task)}
         if status in ("ran", "reused"):
-            document = reports.read_outputs(reports.products_folder() / task / "outputs.json")
+            try:
+                document = reports.read_outputs(reports.products_folder() / task / "outputs.json")
+            except MltraderError:  # a failed run is recorded all the same
+                results[task] = info
+                continue
             info |= {name: document[name] for name in ("digest", "entries", "metrics")}
             if document["run_id"] != run.run_id:
                 info |= {"status": "reused", "source_run_id": document["run_id"], "seconds": None}
@@ -164,7 +172,10 @@ def effective_as_of(settings: Settings) -> str | None:
     sections = settings.model_dump(mode="json", include={"market", "universe", "labels"})
     key = digest_json([sections, reports.data_fingerprint(settings), digest_file(Path(core.__file__).with_name("market.py"))])
     memo = home() / "inputs" / "as_of.json"
-    known = json.loads(memo.read_bytes()) if memo.is_file() else {}
+    try:
+        known = dict(json.loads(memo.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        known = {}  # it is only a note: worked out again
     if known.get("key") != key:
         from mltrader import market
 
@@ -247,6 +258,30 @@ def _unrecorded() -> bool:
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
+
+@contextmanager
+def _signals(handlers: Mapping[int, Any]) -> Iterator[None]:
+    """Handle signals so while the block runs; nothing outside the main thread, where Python takes none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminable() -> Any:
+    """While it holds, SIGTERM is an interruption like Ctrl-C."""
+    return _signals({signal.SIGTERM: _interrupt})
+
+
+def _undisturbed() -> Any:
+    """While it holds, a second Ctrl-C does not keep a run from recording that it was interrupted."""
+    return _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
+
 # %% ../nbs/60_orchestrator.ipynb #49cab439
 class BuildExecutor:
     """What Ploomber calls to build the DAG: one run with lease, records and reports. Named in `pipeline.yaml`."""
@@ -276,30 +311,26 @@ class BuildExecutor:
         notebooks = {task.name: Path(str(task.product.to_json_serializable()["nb"])) for task in dag.values()}
         statuses = {task.name: "reused" for task in dag.values() if task.exec_status.name == "Skipped"}
         table = []
-        previous = signal.signal(signal.SIGTERM, _interrupt) if threading.current_thread() is threading.main_thread() else None
-        try:
-            with open_run("cycle", self.trigger, store, settings, self.clock) as run:
-                deadline = run.started + timedelta(hours=settings.training.max_training_time_hours)
-                for number, task in enumerate(scheduled, 1):
-                    began = self.clock.now()
-                    print(f"[{number}/{len(scheduled)}] {task.name} …", end=" ", flush=True)
-                    try:
-                        if began > deadline:
-                            raise CycleError(f"The cycle passed its limit of {settings.training.max_training_time_hours} hours.", run_id=run.run_id)
-                        _execute(task)
-                    except (Exception, KeyboardInterrupt) as error:
-                        print("failed", flush=True)
-                        statuses[task.name] = "failed"
-                        notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
+        with _terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run:
+            deadline = run.started + timedelta(hours=settings.training.max_training_time_hours)
+            for number, task in enumerate(scheduled, 1):
+                began = self.clock.now()
+                print(f"[{number}/{len(scheduled)}] {task.name} …", end=" ", flush=True)
+                try:
+                    if began > deadline:
+                        raise CycleError(f"The cycle passed its limit of {settings.training.max_training_time_hours} hours.", run_id=run.run_id)
+                    _execute(task)
+                except (Exception, KeyboardInterrupt) as error:
+                    print("failed", flush=True)
+                    statuses[task.name] = "failed"
+                    notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
+                    with _undisturbed():
                         self._fail(run, task.name, error, statuses, notebooks)
-                    statuses[task.name] = "ran"
-                    seconds = (self.clock.now() - began).total_seconds()
-                    print(f"{seconds:.1f} s", flush=True)
-                    table.append(TaskReport.with_data(name=task.name, ran=True, elapsed=seconds))
-                self.manifest = close_run(run, "success", statuses, notebooks)
-        finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
+                statuses[task.name] = "ran"
+                seconds = (self.clock.now() - began).total_seconds()
+                print(f"{seconds:.1f} s", flush=True)
+                table.append(TaskReport.with_data(name=task.name, ran=True, elapsed=seconds))
+            self.manifest = close_run(run, "success", statuses, notebooks)
         folder = reports.reports_folder(settings) / self.manifest["run_id"]
         print(f"\nVerdict: {self.manifest['verdict']}\nRead the report: {folder / 'summary.html'}\nAll runs:        {folder.parent / 'index.html'}")
         return table
@@ -324,7 +355,7 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
     """
     settings, store, clock = settings or load_settings(), store or Store(), clock or Clock()
     statuses: dict[str, str] = {}
-    with open_run("cycle", trigger, store, settings, clock) as run:
+    with _terminable(), open_run("cycle", trigger, store, settings, clock) as run:
         for name in TASKS:
             if on_task is not None:
                 on_task(name)
@@ -336,6 +367,11 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
                 task.save(output)
                 if name == "promotion":
                     task.promote(output)
+            except KeyboardInterrupt:
+                statuses[name] = "failed"
+                with _undisturbed():
+                    close_run(run, "interrupted", statuses, {}, f"{name}: Interrupted.")
+                raise CycleError(f"task `{name}` was interrupted", 130, run.run_id) from None
             except Exception as error:
                 statuses[name] = "failed"
                 close_run(run, "failed", statuses, {}, f"{name}: {error}")
@@ -463,11 +499,11 @@ def examine() -> list[dict[str, Any]]:
         return f"version {store.version()}, champion {best['name'] if best else 'none yet'}"
 
     def data() -> str:
-        if load_settings().market.provider == "packaged":
-            from mltrader import market
+        from mltrader import market
 
-            market.read_packaged(home() / "cache")
-        return load_settings().market.provider
+        settings = load_settings()
+        found = market.read_packaged(home() / "cache") if settings.market.provider == "packaged" else market.read_files(settings)
+        return f"{settings.market.provider}, {len(found.panel):,} bars to {found.panel['session'].iloc[-1].date()}"
 
     def telemetry() -> str:
         if os.environ.get("PLOOMBER_STATS_ENABLED", "").lower() != "false":

@@ -311,7 +311,7 @@ class Task:
         name = registry.register_decision(
             self.store, self.artifacts, self.run_id, self.token, candidate_decision(self, decision), verdict_rows(output.frames["verdicts"]),
             candidate_manifest(self, decision), seen, self.clock, sorted(set(self.sources.values()) - {self.run_id}))
-        print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is."))
+        print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is." if seen else "nothing was promoted."))
         return name
 
 
@@ -362,7 +362,9 @@ def read_outputs(path: Path | str) -> dict[str, Any]:
         document = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: run `ploomber build` (or `make run`) once, then this notebook can be run by hand.") from None
-    if result_digest(document) != document["digest"]:
+    except ValueError:
+        raise IntegrityError(f"{path} was damaged: it is no JSON; run `mltrader cycle --force`.") from None
+    if not isinstance(document, dict) or not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
         raise IntegrityError(f"{path} was edited: its digest does not fit; run `mltrader cycle --force`.")
     return document
 
@@ -438,7 +440,7 @@ PAGE_STYLE = """
 :root{--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--paper:#fff;--soft:#f5f7fa;--accent:#0072b2}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--muted:#9aa5b1;--line:#3e4c59;--paper:#1b2229;--soft:#252d36;--accent:#56b4e9}
 img{border-radius:6px;background:#fff}}
-body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1080px;margin:0 auto;padding:1.5rem}
+body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1240px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}h2{font-size:1.25rem;margin:1.8rem 0 .5rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}
 a{color:var(--accent)}a.anchor-link{display:none}nav,.meta{color:var(--muted);font-size:.9rem}blockquote{margin:.4rem 0;color:var(--muted)}
 img{max-width:100%;height:auto}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.6rem .8rem;border-radius:6px;font-size:.82rem}

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Table, UniqueConstraint
 
 from .config import database_url
-from .core import Clock, ConfigError, LeaseError
+from .core import Clock, ConfigError, IntegrityError, LeaseError
 
 # %% ../nbs/02_store.ipynb #2ba3a18b
 metadata = sa.MetaData(naming_convention={
@@ -273,26 +273,43 @@ class Store:
     """
 
     def __init__(self, url: str | None = None, create: bool = True) -> None:
-        self.url = sa.make_url(url or database_url())
+        try:
+            self.url = sa.make_url(url or database_url())
+        except sa.exc.ArgumentError as error:
+            raise ConfigError(f"MLTRADER_DATABASE_URL is no SQLAlchemy URL, such as sqlite:////folder/file.db: {error}") from error
         if self.url.drivername == "sqlite" and self.url.database:
             if not create and not Path(self.url.database).is_file():
                 raise ConfigError(f"There is no store at {self.url.database} yet; `mltrader cycle` (or `make run`) makes one.")
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = _engine(self.url.render_as_string(hide_password=False))
+        try:
+            self.engine = _engine(self.url.render_as_string(hide_password=False))
+        except ImportError as error:
+            raise ConfigError(f"The driver of {self.url.drivername} is not installed ({error}); `pip install 'mltrader[postgres]'` brings PostgreSQL's.") from error
         if create:
             self.migrate()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection in a read transaction."""
-        with self.engine.connect() as conn:
+        with self._one_error(), self.engine.connect() as conn:
             yield conn
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A connection in a write transaction: all of it happens, or nothing."""
-        with self.engine.connect().execution_options(writing=True) as conn, conn.begin():
+        with self._one_error(), self.engine.connect().execution_options(writing=True) as conn, conn.begin():
             yield conn
+
+    @contextmanager
+    def _one_error(self) -> Iterator[None]:
+        """A database that cannot be used is one clear error; a refused row stays what it is."""
+        try:
+            yield
+        except sa.exc.DatabaseError as error:
+            if isinstance(error, sa.exc.IntegrityError):
+                raise
+            raise IntegrityError(f"The store {self.url.render_as_string()} cannot be used: {error.orig}. Restore it from a backup, or move it away "
+                                 "(its decisions are lost then) and run `mltrader cycle`.") from error
 
     def version(self) -> int:
         """Number of migrations applied; 0 for an empty database."""

@@ -54,3 +54,35 @@ def test_dry_runs_change_nothing(tmp_path):
     for arguments in (["cycle", "--dry-run"], ["data", "sync", "--dry-run"], ["store", "migrate", "--dry-run"]):
         assert call(*arguments, MLTRADER_HOME=str(tmp_path)).returncode == 0
     assert not (tmp_path / "cache").exists() and not (tmp_path / "products").exists()
+
+
+@pytest.mark.parametrize(("env", "code", "words"), [
+    ({"MLTRADER_SEED": "1"}, 2, "MLTRADER_SECTION__KEY"),
+    ({"MLTRADER_REGIMES__VIX_LOW": "90"}, 2, "must rise"),
+    ({"MLTRADER_MEMORY__TARGET_CLIP": "5,0.2"}, 2, "target_clip"),
+    ({"MLTRADER_LABELS__TAKE_PROFIT": "inf"}, 2, "labels.take_profit"),
+    ({"MLTRADER_DRIFT__WINDOWS": "0,-5"}, 2, "drift.windows"),
+    ({"MLTRADER_FOREST__MAX_FEATURES": "foo"}, 2, "forest.max_features"),
+    ({"MLTRADER_FOREST__MAX_FEATURES": "0.5"}, 0, ""),
+])
+def test_settings_that_cannot_be_meant_are_refused_at_once(tmp_path, env, code, words):
+    done = call("config", "show", MLTRADER_HOME=str(tmp_path), **env)
+    assert done.returncode == code and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("command", [["status"], ["history"], ["verify"], ["cycle", "--no-kernels"], ["doctor"]])
+@pytest.mark.parametrize("content", [b"no database", b""])
+def test_a_damaged_database_is_one_line(tmp_path, command, content):
+    (tmp_path / "mltrader.db").write_bytes(content)
+    done = call(*command, MLTRADER_HOME=str(tmp_path), MLTRADER_RUN__REPORTS=str(tmp_path / "reports"))
+    assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("\n") <= 2, done.stderr
+    if content and command != ["doctor"]:
+        assert done.returncode == 1 and "mltrader.db" in done.stderr
+
+
+@pytest.mark.parametrize(("env", "code"), [
+    ({"MLTRADER_DATABASE_URL": "foo"}, 2), ({"MLTRADER_DATABASE_URL": "oracle://x/y"}, 2), ({"MLTRADER_RUN__REPORTS": "/dev/null"}, 2), ({"MLTRADER_HOME": "/dev/null"}, 1),
+])
+def test_places_that_do_not_exist_are_one_line(tmp_path, env, code):
+    done = call("cycle", "--no-kernels", **{"MLTRADER_HOME": str(tmp_path), **env})
+    assert done.returncode == code and "Traceback" not in done.stderr and done.stderr.startswith("mltrader: "), done.stderr

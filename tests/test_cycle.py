@@ -316,7 +316,39 @@ def test_a_change_during_a_task_is_not_taken_for_its_input(project):
         notebook.write_text(source)
         module.write_text(good)
     assert done.returncode == 2 and "explain.py changed while the task was running" in done.stderr, done.stdout + done.stderr
-    assert {"explain", "promotion", "summary"} <= project.outdated()
+    assert {"explain", "summary"} <= project.outdated()
+
+
+@pytest.mark.parametrize("way", ["--kernels", "--no-kernels"])
+def test_a_stopped_cycle_is_recorded_as_interrupted(project, way):
+    """SIGTERM, as a scheduler sends it: the run is closed, its lease given back, and the next one may start at once."""
+    home = project.fresh_home(f"stopped{way}")
+    env = project.environment(MLTRADER_HOME=str(home), MLTRADER_RUN__REPORTS=str(home / "reports"))
+    child = subprocess.Popen(["mltrader", "cycle", way], cwd=project.root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    for _ in range(900):
+        if (home / "products" / "market" / "outputs.json").exists():
+            break
+        time.sleep(0.1)
+    child.send_signal(signal.SIGTERM)
+    errors = child.communicate(timeout=60)[1].decode()
+    assert child.returncode == 130 and "interrupted" in errors.lower(), errors
+    with Store(f"sqlite:///{home / 'mltrader.db'}", create=False).read() as conn:
+        run, lease = db.runs(conn)[0], db.current_lease(conn)
+    assert run["status"] == "interrupted" and lease["holder"] is None
+    assert json.loads((home / "reports" / run["id"] / "manifest.json").read_bytes())["status"] == "interrupted"
+
+
+def test_damaged_products_are_named_and_made_again(project):
+    """A product file that is no JSON, and a note that is none: one clear error, or none at all."""
+    home = project.fresh_home("damaged")
+    env = {"MLTRADER_HOME": str(home), "MLTRADER_RUN__REPORTS": str(home / "reports")}
+    assert project.call("mltrader", "cycle", "--no-kernels", **env).returncode in (0, 3)
+    (home / "inputs" / "as_of.json").parent.mkdir(exist_ok=True)
+    (home / "inputs" / "as_of.json").write_text("{")
+    (home / "products" / "market" / "outputs.json").write_text("garbage")
+    code = "from mltrader.reports import open_task\nfrom mltrader.core import IntegrityError\ntry: open_task('features')\nexcept IntegrityError as e: print(e)"
+    assert "was damaged" in project.call(sys.executable, "-c", code, **env).stdout
+    assert project.call("mltrader", "cycle", "--no-kernels", **env).returncode in (0, 3)
 
 
 def test_bare_ploomber_commands_write_no_run(project):
