@@ -87,7 +87,7 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     run, stop = Run(run_id, token, trigger, store, settings, clock, clock.now()), threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(run, seconds, stop), daemon=True)
     beat.start()
-    before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # the examples below run inside a real run
+    before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # a run may be opened inside another, as in examples
     os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
     try:
         yield run
@@ -249,8 +249,12 @@ def _unrecorded() -> bool:
     summary = reports.products_folder() / "summary" / "outputs.json"
     if not summary.is_file():
         return False
+    try:
+        made_by = reports.read_outputs(summary)["run_id"]
+    except MltraderError:
+        return False  # damaged: `--force` makes it again
     with Store().read() as conn:
-        run = db.runs(conn, run_id=reports.read_outputs(summary)["run_id"])
+        run = db.runs(conn, run_id=made_by)
         later = [r for r in db.runs(conn, kind="cycle") if r["status"] == "success"]
     return bool(run) and run[0]["status"] != "success" and not any(r["started_at"] > run[0]["started_at"] for r in later)
 
