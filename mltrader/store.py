@@ -308,8 +308,8 @@ class Store:
         except sa.exc.DatabaseError as error:
             if isinstance(error, sa.exc.IntegrityError):
                 raise
-            raise IntegrityError(f"The store {self.url.render_as_string()} cannot be used: {error.orig}. Restore it from a backup, or move it away "
-                                 "(its decisions are lost then) and run `mltrader cycle`.") from error
+            raise IntegrityError(f"The store {self.url.render_as_string()} cannot be used: {error.orig}. If another process is busy with it, or the "
+                                 "disk is full, try again later; if it is damaged, restore it from a backup. Nothing was written.") from error
 
     def version(self) -> int:
         """Number of migrations applied; 0 for an empty database."""
