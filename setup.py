@@ -12,7 +12,7 @@ cfg = ini["DEFAULT"]
 EXTRAS = {
     "dev": shlex.split(cfg["dev_requirements"]),
     "gpu": ["xgboost==3.2.0"],  # the CUDA build of the same library; uninstall xgboost-cpu first
-    "data": ["yfinance", "pandas-datareader"],
+    "data": ["yfinance"],
     "regime": ["jumpmodels", "hmmlearn", "ruptures"],
     "cv": ["skfolio", "purgedcv"],
     "dashboard": ["panel"],

@@ -40,17 +40,20 @@ class RunSettings(Section):
 class MarketSettings(Section):
     """Where bars come from."""
 
-    provider: Literal["packaged", "csv", "parquet"] = "packaged"
+    provider: Literal["packaged", "csv", "parquet", "yfinance"] = "packaged"
     path: str | None = None  # long format: symbol,date,open,high,low,close,adj_close,volume
     vix_path: str | None = None  # date,open,high,low,close (or date,close)
     index_path: str | None = None  # date,close
     sectors_path: str | None = None  # symbol,sector
     rates_path: str | None = None  # date,rate_3m,rate_2y,rate_10y in percent
     complete_share: float = Field(0.8, gt=0, le=1)  # share of live symbols that makes a session complete
+    calendar: str = "XNYS"  # exchange-calendars' code; empty: the market has no fixed sessions
+    min_completeness: float = Field(0.98, gt=0, le=1)  # share of a symbol's sessions below which it is reported as incomplete
+    fred: bool = False  # VIX and rates from FRED, as `mltrader data sync` fetched them, where no file is named
 
     @model_validator(mode="after")
     def _needs_a_path(self) -> "MarketSettings":
-        if self.provider != "packaged" and not self.path:
+        if self.provider in ("csv", "parquet") and not self.path:
             raise ValueError(f"provider `{self.provider}` reads a file: set MLTRADER_MARKET__PATH or [market] path")
         return self
 
@@ -62,12 +65,14 @@ class UniverseSettings(Section):
     sectors: tuple[str, ...] = ()  # empty: all
     exclude: tuple[str, ...] = ()
     start: date = date(1990, 1, 1)
+    members_of: Literal["", "sp500"] = ""  # an index: a symbol takes part while it is a member
 
 # %% ../nbs/01_config.ipynb #31506db6
 class FeatureSettings(Section):
     """Which features are computed."""
 
     groups: tuple[str, ...] = ()  # empty: all groups whose inputs the panel has
+    names: tuple[str, ...] = ()  # features to take besides, or alone if no group is named
     exclude: tuple[str, ...] = ()  # names of features to leave out
     min_input_share: float = Field(0.95, gt=0, le=1)  # a default feature's inputs exist in at least this share of rows
 

@@ -14,10 +14,11 @@ from mltrader.core import TASKS
 FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
+    "kernels": set(), "quality": set(), "market": {"quality"}, "features": {"kernels"}, "vendors": {"market", "quality"},
     "memory": {"archive"}, "splits": {"memory"}, "forest": {"splits"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
     "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "cli": None,
+    "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 
