@@ -11,8 +11,10 @@ __all__ = ['Array', 'TURNS', 'OPERATIONS', 'Node', 'node', 'column', 'number', '
 # %% ../nbs/08_expressions.ipynb #4c348703
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -179,7 +181,7 @@ def percentile(x: Node, n: int) -> Node:
 
 def deviation(x: Node, n: int) -> Node:
     """Mean absolute deviation from the mean of the last `n` bars."""
-    return node("deviation", [x, mean(x, n)], (n,), n - 1)
+    return node("deviation", [x, mean(x, n)], (n,))  # the mean reaches as far back
 
 # %% ../nbs/08_expressions.ipynb #3e5169c9
 def wilder(x: Node, n: int, step: int = 1) -> Node:
@@ -304,7 +306,35 @@ class Plan:
     done: tuple[tuple[Node, ...], ...]
 
 
-def plan(outputs: Sequence[Node]) -> Plan:
+def _parts(one: Node, known: dict[Node, frozenset[Node]]) -> frozenset[Node]:
+    """All nodes of a formula that take memory."""
+    if one not in known:
+        own = () if one.op in ("number", "column") else (one,)
+        known[one] = frozenset(own).union(*(_parts(arg, known) for arg in one.args))
+    return known[one]
+
+
+def _sequence(outputs: Sequence[Node]) -> list[Node]:
+    """`outputs` in the order that keeps few intermediate results waiting."""
+    known: dict[Node, frozenset[Node]] = {}
+    left = list(dict.fromkeys(outputs))
+    uses = Counter(part for output in left for part in _parts(output, known))
+    made: set[Node] = set()
+    sequence = []
+    while left:
+        def waiting(output: Node) -> int:
+            return sum((part not in made) * (uses[part] > 1) - (part in made) * (uses[part] == 1) for part in known[output])
+
+        best = min(left, key=waiting)
+        left.remove(best)
+        uses.subtract(known[best])
+        made |= known[best]
+        sequence.append(best)
+    return sequence
+
+
+@lru_cache(maxsize=64)
+def plan(outputs: tuple[Node, ...]) -> Plan:
     """The order in which to compute `outputs`, each common part once."""
     nodes: dict[Node, None] = {}
 
@@ -314,7 +344,7 @@ def plan(outputs: Sequence[Node]) -> Plan:
                 visit(arg)
             nodes[one] = None
 
-    for output in outputs:
+    for output in _sequence(outputs):
         visit(output)
     last = {arg: i for i, one in enumerate(nodes) for arg in (*one.args, one)}
     done: list[list[Node]] = [[] for _ in nodes]

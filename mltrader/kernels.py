@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Array', 'OPTIONS', 'shift', 'window_sum', 'window_max', 'window_var', 'window_cov', 'correlation', 'window_powers',
            'window_moment', 'window_slope', 'window_percentile', 'window_deviation', 'window_age', 'recursive_mean',
-           'settling', 'run_length', 'parabolic_sar', 'supertrend', 'swing', 'row_numbers', 'pack', 'unpack',
-           'quotient', 'step']
+           'settling', 'run_length', 'parabolic_sar', 'supertrend', 'swing', 'row_numbers', 'pack', 'pack_sessions',
+           'unpack', 'quotient', 'step']
 
 # %% ../nbs/06_kernels.ipynb #9aa283b3
 import math
@@ -394,6 +394,15 @@ def pack(values: Array, rows: Array, out: Array) -> None:
         for b in range(rows.shape[1]):
             row = rows[t, b]
             out[t, b] = values[row] if row >= 0 else np.nan
+
+
+@njit(**OPTIONS)
+def pack_sessions(values: Array, at: Array, rows: Array, out: Array) -> None:
+    """Gather a value per session into a block: `at` (n_rows,) is each panel row's place in `values`, -1 if it has none."""
+    for t in range(rows.shape[0]):
+        for b in range(rows.shape[1]):
+            place = at[rows[t, b]] if rows[t, b] >= 0 else -1
+            out[t, b] = values[place] if place >= 0 else np.nan
 
 
 @njit(**OPTIONS)
