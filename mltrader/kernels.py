@@ -407,11 +407,12 @@ def pack_sessions(values: Array, at: Array, rows: Array, out: Array) -> None:
 
 @njit(**OPTIONS)
 def unpack(block: Array, rows: Array, out: Array) -> None:
-    """Scatter a block into `out` (n_rows,), rounded to its type."""
+    """Scatter a block into `out` (n_rows,), rounded to its type; what is infinite (the log of no volume) is missing."""
     for t in range(rows.shape[0]):
         for b in range(rows.shape[1]):
             if rows[t, b] >= 0:
-                out[rows[t, b]] = block[t, b]
+                value = block[t, b]
+                out[rows[t, b]] = value if abs(value) < np.inf else np.nan
 
 
 @njit(**OPTIONS)
