@@ -518,7 +518,7 @@ VOLUMES: tuple[Feature, ...] = tuple(Feature(name, "volume", *rest) for name, *r
     *[(f"volume_trend_{m}_{n}", f"ln(mean(v, {m}) / mean(v, {n}))", log(relative_volume(n, m))) for m, n in ((5, 20), (10, 60), (20, 120), (60, 250))],
     ("volume_zscore_60", "(v - mean(v, 60)) / std(v, 60)", (VOLUME - mean(VOLUME, 60)) / std(VOLUME, 60)),
     ("volume_dispersion_60", "std(v, 60) / mean(v, 60)", std(VOLUME, 60) / mean(VOLUME, 60)),
-    ("volume_percentile_250", "share of 249 bars before with v below today's", percentile(VOLUME, 250)),
+    ("volume_percentile_120", "share of 119 bars before with v below today's", percentile(VOLUME, 120)),
     ("volume_slope_20", "20 times the least-squares slope of v / mean(v, 20)", slope(VOLUME, 20) * 20 / mean(VOLUME, 20)),
     ("volume_autocorrelation_60", "corr(v, v[-1], 60)", corr(VOLUME, lag(VOLUME, 1), 60)),
     *[(f"obv_flow_{n}", f"sum(sign(r) v, {n}) / sum(v, {n})", total(sign(RETURN) * VOLUME, n) / total(VOLUME, n), "Granville 1963") for n in (5, 20, 60)],
