@@ -116,7 +116,7 @@ def test_changing_one_feature_reruns_what_depends_on_it(project, server):
     """Edit over the API, forget the export (refused), export, build: the right tasks rerun, the report shows it, the diff is the edit."""
     was = json.loads((project.home / "products" / "features" / "outputs.json").read_bytes())["digest"]
     model = ask(server, "/api/contents/11_features.ipynb")
-    cell = next(c for c in model["content"]["cells"] if c["source"].startswith("#| export") and 'Feature(f"log_return_{n}"' in c["source"])
+    cell = next(c for c in model["content"]["cells"] if c["source"].startswith("#| export") and '(f"log_return_{n}"' in c["source"])
     old = cell["source"]
     cell["source"] = re.sub(r"\b250\b", "240", old, count=1)
     assert cell["source"] != old
