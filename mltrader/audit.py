@@ -18,7 +18,7 @@ import pandas as pd
 
 from . import archive, features, labels, market, memory, regimes
 from .config import LabelSettings, RegimeSettings, Settings
-from .core import ConfigError, DataError, require_columns, to_session, usable_at
+from .core import ConfigError, DataError, MltraderError, require_columns, to_session, usable_at
 
 Array = np.ndarray
 Frames = Mapping[str, pd.DataFrame]
@@ -159,14 +159,19 @@ def _match(a: pd.DataFrame, b: pd.DataFrame, keys: Sequence[str]) -> tuple[pd.Da
     return a[at >= 0].reset_index(drop=True), b.iloc[at[at >= 0]].reset_index(drop=True), a[at < 0], b[~right.isin(left)]
 
 
-def differences(subject: Subject, full: pd.DataFrame, again: pd.DataFrame, cut: pd.Timestamp) -> Iterator[dict[str, Any]]:
-    """What of the rows known at `cut` is not the same in both tables: for each name the largest difference.
+def differences(subject: Subject, full: pd.DataFrame | str, again: pd.DataFrame | str,
+                cut: pd.Timestamp) -> Iterator[dict[str, Any]]:
+    """What of the rows known at `cut` is not the same in both results: for each name the largest difference.
 
     Yields
     ------
     dict
         `name session symbol value value_without_future difference`.
     """
+    if isinstance(full, str) or isinstance(again, str):  # something refuses to work: nothing can be claimed
+        said = [text if isinstance(text, str) else "a result" for text in (full, again)]
+        yield {"name": "(error)", "value": said[0], "value_without_future": said[1], "difference": np.nan}
+        return
     a, b, gone, new = _match(subject.known(full, cut), subject.known(again, cut), subject.keys)
     for rows, there, other in ((gone, "there", "missing"), (new, "missing", "there")):
         if len(rows):
@@ -183,6 +188,15 @@ def differences(subject: Subject, full: pd.DataFrame, again: pd.DataFrame, cut: 
 # %% ../nbs/81_audit.ipynb #4f2bbe8a
 FAULT: tuple[str, ...] = ("what", "name", "kinds", "cuts", "cut", "session", "symbol", "value", "value_without_future",
                           "difference")
+
+
+def _result(subject: Subject, frames: Frames) -> pd.DataFrame | str:
+    """What the subject computes, or the words with which it refuses."""
+    try:
+        with np.errstate(all="ignore"):  # a future times 1000 may overflow; what it does to the past is what counts
+            return subject.compute(frames)
+    except MltraderError as error:
+        return str(error)
 
 
 def find_leaks(subject: Subject, frames: Frames, cuts: Sequence[Any], seed: int = 0) -> pd.DataFrame:
@@ -205,13 +219,11 @@ def find_leaks(subject: Subject, frames: Frames, cuts: Sequence[Any], seed: int 
         difference at the first such cut; `difference` is NaN where a value appears, vanishes, or is no number.
     """
     draw, found = np.random.default_rng(seed), {}
-    with np.errstate(all="ignore"):  # a future times 1000 may overflow; what it does to the past is what counts
-        full = subject.compute(frames)
+    full = _result(subject, frames)
     corruptions = [kind for kind in subject.kinds if kind != "truncate"]
     for number, cut in enumerate(map(to_session, cuts)):
         for kind in [*(k for k in subject.kinds if k == "truncate"), corruptions[number % len(corruptions)]]:
-            with np.errstate(all="ignore"):
-                again = subject.compute(hide(frames, cut, kind, draw, subject.past))
+            again = _result(subject, hide(frames, cut, kind, draw, subject.past))
             for fault in differences(subject, full, again, cut):
                 entry = found.setdefault(fault["name"], {"what": subject.what, "cut": _plain(cut), "seen": {}, **fault})
                 entry["seen"].setdefault(kind, set()).add(cut)
@@ -286,7 +298,7 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
         held = archive.run(inputs, settings, last).frames["archive"]
         samples = memory.build_samples(frames["panel"][KEYS], [], warm_up, known, *own, frames["sectors"])
         for cutoff in cutoffs[cutoffs <= last]:
-            rows = memory.training_rows(samples, held, cutoff, settings)
+            rows = memory.training_rows(samples, held, cutoff, settings, calendar=own[0]["session"])
             facts = samples[KEYS].iloc[rows["row"].to_numpy()].reset_index(drop=True)
             parts.append(pd.concat([facts, rows[["weight", "origin", "event"]].reset_index(drop=True)], axis=1).assign(cutoff=cutoff))
     columns = ["cutoff", *KEYS, "weight", "origin", "event"]
@@ -479,7 +491,8 @@ def lookahead(frames: Frames, settings: Settings, cuts: int = 60, symbols: int =
     for subject in subjects(given, settings, chosen, cutoffs):
         own = cutoffs if subject.known_at == "cutoff" else points
         say(f"look-ahead: {subject.what}, {len(own)} cuts")
-        table = subject.compute(given)
+        table = _result(subject, given)
+        table = pd.DataFrame() if isinstance(table, str) else table  # what it refused is among the faults
         there = {name: bool(table[name].notna().any()) for name in subject.names(table)}
         checked |= {subject.what: sum(there.values())} if any(there.values()) and len(own) else {}
         unchecked += [f"{subject.what} {name}" for name, known in there.items() if not known or not len(own)]
