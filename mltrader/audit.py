@@ -265,7 +265,7 @@ def _index_series(frames: Frames) -> pd.DataFrame:
     """The series that the market module itself computes: its own index, and one that lacks Wednesdays, carried."""
     calendar = pd.DatetimeIndex(frames["index"]["session"])
     values = frames["index"].set_index("session")[["index_close", "vix_close"]].dropna(how="all")
-    values = values[values.index.dayofweek != 2]
+    values = values[values.index.day_of_week != 2]
     out = pd.DataFrame({"session": calendar})
     own = market.equal_weight(frames["panel"])
     out["equal_weight"] = own["index_close"].reindex(calendar).to_numpy()
