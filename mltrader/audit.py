@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Array', 'Frames', 'KEYS', 'KINDS', 'PUBLISHED_LATER', 'HOLES', 'FAULT', 'AFTER', 'MOST_CUTOFFS', 'TOLERANCE',
-           'MEASURED', 'hide', 'Subject', 'differences', 'find_leaks', 'label_table', 'regime_tables', 'training_sets',
-           'subjects', 'some_symbols', 'cut_points', 'Findings', 'lookahead', 'Recursion', 'relative_error',
-           'find_unsettled', 'regime_warm_up', 'feature_ages', 'regime_ages', 'recursions', 'start_points', 'recursive']
+           'MEASURED', 'hide', 'Subject', 'differences', 'find_leaks', 'label_table', 'feature_table', 'regime_tables',
+           'training_sets', 'subjects', 'some_symbols', 'cut_points', 'Findings', 'lookahead', 'Recursion',
+           'relative_error', 'find_unsettled', 'regime_warm_up', 'feature_ages', 'regime_ages', 'recursions',
+           'start_points', 'recursive']
 
 # %% ../nbs/81_audit.ipynb #8db49f0d
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -254,6 +255,12 @@ def label_table(panel: pd.DataFrame, settings: Settings) -> Callable[[Frames], p
     return compute
 
 
+def feature_table(frames: Frames, settings: Settings, chosen: Sequence[features.Feature]) -> pd.DataFrame:
+    """Values of the features."""
+    sectors = dict(zip(frames["sectors"]["symbol"], frames["sectors"]["sector"], strict=True))
+    return features.compute(frames["panel"], frames["index"], chosen, settings.run.threads, sectors)
+
+
 def regime_tables(frames: Frames, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Regimes of the market and of the symbols."""
     labeler = regimes.RegimeLabeler(settings.regimes)
@@ -323,11 +330,8 @@ def subjects(frames: Frames, settings: Settings, chosen: Sequence[features.Featu
     outcome = [*KEYS, "entry_session", "forward_log_return", *fixed]
     warm_up = max(feature.warm_up for feature in chosen)
 
-    def values(given: Frames) -> pd.DataFrame:
-        return features.compute(given["panel"], given["index"], chosen, settings.run.threads)
-
     return [
-        Subject("feature", values),
+        Subject("feature", lambda given: feature_table(given, settings, chosen)),
         Subject("regime", lambda given: regime_tables(given, settings)[0], ("session",)),
         Subject("symbol regime", lambda given: regime_tables(given, settings)[1]),
         Subject("label", label, known_at="label_known_at"),
@@ -441,7 +445,8 @@ def _audited(frames: Frames, symbols: int, seed: int, names: Sequence[str]) -> t
     if unknown := sorted(set(names) - {feature.name for feature in features.FEATURES}):
         raise ConfigError(f"`names` has unknown features: {unknown}.")
     panel = frames["panel"]
-    panel = panel[panel["symbol"].isin(some_symbols(panel, symbols, seed))].reset_index(drop=True)
+    read = [name for name in panel if name in KEYS or name == "available_at" or panel[name].dtype.kind == "f"]
+    panel = panel.loc[panel["symbol"].isin(some_symbols(panel, symbols, seed)), read].reset_index(drop=True)
     known = pd.DataFrame({"symbol": panel["symbol"].unique(), "sector": "Unknown"})
     sectors = frames["sectors"] if len(frames.get("sectors", ())) else known
     return ({"panel": panel, "index": frames["index"].reset_index(drop=True), "sectors": sectors},
@@ -641,9 +646,6 @@ def recursions(frames: Frames, settings: Settings, chosen: Sequence[features.Fea
     shown = ["label", "return_pct", "forward_log_return"]
     back = rule.volatility_sessions if rule.preset == "volatility" else 0
 
-    def values(given: Frames) -> pd.DataFrame:
-        return features.compute(given["panel"], given["index"], chosen, settings.run.threads)
-
     def labelled(given: Frames) -> pd.DataFrame:
         return given["panel"][KEYS].merge(label(given)[[*KEYS, *shown]], how="left", on=KEYS)
 
@@ -651,7 +653,8 @@ def recursions(frames: Frames, settings: Settings, chosen: Sequence[features.Fea
         return regime_tables(given, settings)[0][["session", "regime", "level"]]
 
     return [
-        Recursion("feature", values, lambda short, listed: feature_ages(short, listed, chosen), {f.name: f.warm_up for f in chosen}),
+        Recursion("feature", lambda given: feature_table(given, settings, chosen),
+                  lambda short, listed: feature_ages(short, listed, chosen), {f.name: f.warm_up for f in chosen}),
         Recursion("regime", market_regime, lambda short, _: dict.fromkeys(("regime", "level"), regime_ages(short, settings.regimes)[0]),
                   dict.fromkeys(("regime", "level"), warm_up), ("session",)),
         Recursion("symbol regime", lambda given: regime_tables(given, settings)[1],
