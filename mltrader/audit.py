@@ -299,10 +299,10 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
     """
     last, found = frames["panel"]["session"].max(), label(frames)
     own = regime_tables(frames, settings)
-    inputs = {"labels": {"labels": found}, "regimes": dict(zip(("market_regimes", "symbol_regimes"), own, strict=True))}
     known, parts = found[usable_at(found, last)], []
     if len(known):
-        held = archive.run(inputs, settings, last).frames["archive"]
+        events = archive.event_table(settings.events.canonical, [], own[0], settings.labels.horizon)
+        held = archive.cut(found, own[1], events, last)
         samples = memory.build_samples(frames["panel"][KEYS], [], warm_up, known, *own, frames["sectors"])
         for cutoff in cutoffs[cutoffs <= last]:
             rows = memory.training_rows(samples, held, cutoff, settings, calendar=own[0]["session"])

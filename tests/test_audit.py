@@ -260,17 +260,18 @@ MODULE_LEAKS = {  # where, what is changed, and what must be named
     "uniqueness among all samples": (memory, "training_rows", unique_among_all, {("training set", "weight")}),
 }
 ORDER = ("feature", "regime", "symbol regime", "label", "outcome", "selection", "index", "training set")
-BLIND = {"truncate": {"same-bar fill", "features chosen on the future", "crash dated back"},  # what one half of the audit would miss:
-         "corrupt": {"survivorship", "immature labels", "uniqueness among all samples"}}  # truncation sees a crash only from a cut right before one
+BLIND = {"truncate": {"same-bar fill", "features chosen on the future"},  # what one half of the audit alone would miss
+         "corrupt": {"survivorship", "immature labels", "uniqueness among all samples"}}
 
 
 @pytest.mark.parametrize("leak", MODULE_LEAKS)
 def test_a_leaking_function_is_named(leak, monkeypatch):
     where, name, make, named = MODULE_LEAKS[leak]
-    monkeypatch.setattr(audit, "MOST_CUTOFFS", 2)
+    monkeypatch.setattr(audit, "MOST_CUTOFFS", 2 if where is memory else 1)
+    rare = where is regimes  # regimes change seldom, so a leak shows only at cuts near a change
     with monkeypatch.context() as patch:
         patch.setattr(where, name, make(getattr(where, name)))
-        found = audit.lookahead(MARKET, RULES, cuts=6, symbols=0, seed=3, names=FEW)
+        found = audit.lookahead(MARKET, RULES, cuts=14 if rare else 6, symbols=0, seed=3, names=FEW)
     assert named <= names_of(found) and not found.ok
     first = min(ORDER.index(what) for what, _ in named)
     assert min(ORDER.index(what) for what, _ in names_of(found)) == first  # beside it only what is made from it
@@ -402,12 +403,18 @@ def own_panel(tmp_path_factory):
             "MLTRADER_UNIVERSE__SYMBOLS": "S0,S1,S2,S3,S4,S5", "MLTRADER_UNIVERSE__START": "2000-01-01"}
 
 
+def test_commands_have_help_with_an_example():
+    from mltrader.cli import audit_app
+
+    assert all("Example: mltrader audit" in command.callback.__doc__ for command in audit_app.registered_commands)
+
+
 def test_command_line(own_panel, tmp_path):
-    done = call("audit", "lookahead", "--cuts", "2", "--seed", "5", "--json", MLTRADER_HOME=str(tmp_path), **own_panel)
+    done = call("audit", "lookahead", "--cuts", "2", "--symbols", "3", "--seed", "5", "--json", MLTRADER_HOME=str(tmp_path), **own_panel)
     assert done.returncode == 0 and "look-ahead: feature" in done.stderr, done.stderr
     said = json.loads(done.stdout)
     assert said["ok"] and said["faults"] == [] and said["checked"]["feature"] > 50
-    done = call("audit", "recursive", "--starts", "1", MLTRADER_HOME=str(tmp_path), **own_panel)
+    done = call("audit", "recursive", "--starts", "1", "--symbols", "3", MLTRADER_HOME=str(tmp_path), **own_panel)
     assert done.returncode == 0 and done.stdout.startswith("Warm-up is long enough") and len(done.stdout.strip().splitlines()) == 1, done.stderr
 
 
