@@ -296,7 +296,7 @@ def _block(value: Any, like: Array) -> Array:
     """A number as a block."""
     return value if isinstance(value, np.ndarray) else np.full_like(like, value)
 
-
+# %% ../nbs/08_expressions.ipynb #7cf4b29d
 @dataclass(frozen=True)
 class Plan:
     """Nodes in order of evaluation; `wanted[i]` are the outputs that node i is, `done[i]` the nodes not needed after it."""

@@ -270,7 +270,7 @@ def _market_values(features: Sequence[Node], index: pd.DataFrame) -> Array:
         known = np.flatnonzero(~np.isnan(sum(values.values())))
         if len(known):
             block = {key: np.ascontiguousarray(v[known])[:, None] for key, v in values.items()}
-            evaluate(plan(tuple(features[i] for i in wanted)), block, lambda i, v, w=wanted, known=known: out[w[i]].put(known, v[:, 0]))
+            evaluate(plan(tuple(features[i] for i in wanted)), block, lambda i, v, w=wanted, known=known: out[w[i]].put(known, np.where(np.isinf(v[:, 0]), np.nan, v[:, 0])))
     return out
 
 
@@ -410,7 +410,7 @@ MOMENTUM: tuple[Feature, ...] = tuple(Feature(name, "momentum", *rest) for name,
     *[(f"stochastic_{n}", f"(c - min(l, {n})) / (max(h, {n}) - min(l, {n}))", channel(n, HIGH, LOW), "Lane 1984") for n in (5, 14)],
     ("stochastic_slow_14", "mean of mean of stochastic_14 over 3 and 3", mean(mean(channel(14, HIGH, LOW), 3), 3), "Lane 1984"),
     *[(f"money_flow_{n}", f"money flow index({n}) / 100", money_flow(n), "Quong & Soudack 1989") for n in (14, 40)],
-    ("cci_20", "(tp - mean(tp, 20)) / (1.5 mean deviation)", cci(20), "Lambert 1980"),
+    ("cci_40", "(tp - mean(tp, 40)) / (1.5 mean deviation)", cci(40), "Lambert 1980"),
     ("ultimate", "(4 bp7 + 2 bp14 + bp28) / 7, bp: buying pressure / true range",
      (4 * pressure(7) + 2 * pressure(14) + pressure(28)) / 7, "Williams 1985"),
     ("vortex_14", "(sum|h - l[-1]| - sum|l - h[-1]|) / sum(true range), 14",
@@ -518,7 +518,7 @@ VOLUMES: tuple[Feature, ...] = tuple(Feature(name, "volume", *rest) for name, *r
     *[(f"volume_trend_{m}_{n}", f"ln(mean(v, {m}) / mean(v, {n}))", log(relative_volume(n, m))) for m, n in ((5, 20), (10, 60), (20, 120), (60, 250))],
     ("volume_zscore_60", "(v - mean(v, 60)) / std(v, 60)", (VOLUME - mean(VOLUME, 60)) / std(VOLUME, 60)),
     ("volume_dispersion_60", "std(v, 60) / mean(v, 60)", std(VOLUME, 60) / mean(VOLUME, 60)),
-    ("volume_percentile_250", "share of 249 bars before with v below today's", percentile(VOLUME, 250)),
+    ("volume_percentile_120", "share of 119 bars before with v below today's", percentile(VOLUME, 120)),
     ("volume_slope_20", "20 times the least-squares slope of v / mean(v, 20)", slope(VOLUME, 20) * 20 / mean(VOLUME, 20)),
     ("volume_autocorrelation_60", "corr(v, v[-1], 60)", corr(VOLUME, lag(VOLUME, 1), 60)),
     *[(f"obv_flow_{n}", f"sum(sign(r) v, {n}) / sum(v, {n})", total(sign(RETURN) * VOLUME, n) / total(VOLUME, n), "Granville 1963") for n in (5, 20, 60)],
@@ -741,8 +741,8 @@ DERIVED: tuple[Feature, ...] = tuple(Feature(name, "derived", *rest) for name, *
     ("exhaustion", "streak times TR / ATR14 of the bar before", streak(sign(RETURN), 10) * (TRUE_RANGE / lag(ATR, 1))),
     ("decayed_volume", "ln of the mean of v with weights 0.25 (0.75)^k / mean(v, 60)", log(decay(VOLUME, 0.25, 14) / mean(VOLUME, 60))),
     ("volume_volatility_gap", "volume_trend_5_20 less atr_ratio_5_20", log(relative_volume(20, 5)) - log(mean(TRUE_RANGE, 5) / mean(TRUE_RANGE, 20))),
-    ("composite_oversold", "mean of RSI14, stochastic_14, money_flow_14 and 1/2 + cci_20 / 4",
-     (rsi(14) + channel(14, HIGH, LOW) + money_flow(14) + 0.5 + cci(20) / 4) / 4),
+    ("composite_oversold", "mean of RSI14, stochastic_14, money_flow_14 and 1/2 + cci_40 / 4",
+     (rsi(14) + channel(14, HIGH, LOW) + money_flow(14) + 0.5 + cci(40) / 4) / 4),
 ))
 
 # %% ../nbs/11_features.ipynb #aa52d11b

@@ -210,17 +210,18 @@ def window_slope(x: Array, n: int, out: Array) -> None:
 def window_percentile(x: Array, n: int, out: Array) -> None:
     """Share of the `n - 1` bars before that lie below today's value, ties counted half, in [0, 1]."""
     bars, symbols = x.shape
-    below, known = np.empty(symbols), np.empty(symbols)
-    for t in range(n - 1, bars):
-        below[:], known[:] = 0.0, 1.0
-        for k in range(1, n):
-            for b in range(symbols):
-                past, now = x[t - k, b], x[t, b]
-                below[b] += (1.0 if past < now else 0.0) + (0.5 if past == now else 0.0)
-                known[b] = known[b] if past == past else np.nan
+    below, missing, scale = np.empty(symbols), np.full(symbols, -1), 0.5 / (n - 1)
+    for t in range(bars):
         for b in range(symbols):
-            now = x[t, b]
-            out[t, b] = below[b] * known[b] / (n - 1) if now == now else np.nan
+            missing[b] = missing[b] if x[t, b] == x[t, b] else t
+        if t >= n - 1:
+            below[:] = 0.0
+            for k in range(1, n):
+                for b in range(symbols):
+                    past, now = x[t - k, b], x[t, b]
+                    below[b] += (1.0 if past < now else 0.0) + (1.0 if past <= now else 0.0)
+            for b in range(symbols):
+                out[t, b] = below[b] * scale if t - missing[b] >= n else np.nan
     out[:min(n - 1, bars)] = np.nan
 
 
@@ -407,24 +408,35 @@ def pack_sessions(values: Array, at: Array, rows: Array, out: Array) -> None:
 
 @njit(**OPTIONS)
 def unpack(block: Array, rows: Array, out: Array) -> None:
-    """Scatter a block into `out` (n_rows,), rounded to its type."""
-    for t in range(rows.shape[0]):
-        for b in range(rows.shape[1]):
-            if rows[t, b] >= 0:
-                out[rows[t, b]] = block[t, b]
+    """Scatter a block into `out` (n_rows,), rounded to its type; what is infinite (the log of no volume) is missing."""
+    bars, symbols = rows.shape
+    for t in range(bars):
+        first = rows[t, 0] if symbols else -1
+        together = first >= 0 and rows[t, symbols - 1] >= 0
+        for b in range(symbols):
+            together &= rows[t, b] == first + b
+        if together:  # the symbols of a session lie side by side: no need to scatter
+            for b in range(symbols):
+                value = block[t, b]
+                out[first + b] = value if abs(value) < np.inf else np.nan
+        else:
+            for b in range(symbols):
+                if rows[t, b] >= 0:
+                    value = block[t, b]
+                    out[rows[t, b]] = value if abs(value) < np.inf else np.nan
 
 
 @njit(**OPTIONS)
 def quotient(a: Array, b: Array, out: Array) -> None:
     """`a / b`, NaN where `b` is not above 0."""
-    for t in range(a.shape[0]):
-        for s in range(a.shape[1]):
-            out[t, s] = a[t, s] / b[t, s] if b[t, s] > 0 else np.nan
+    over, under, to = a.ravel(), b.ravel(), out.ravel()  # views: blocks are contiguous
+    for i in range(to.size):
+        to[i] = over[i] / under[i] if under[i] > 0 else np.nan
 
 
 @njit(**OPTIONS)
 def step(x: Array, out: Array) -> None:
     """1 where `x` is above 0, 0 where it is not, NaN where it is missing."""
-    for t in range(x.shape[0]):
-        for b in range(x.shape[1]):
-            out[t, b] = (1.0 if x[t, b] > 0 else 0.0) if x[t, b] == x[t, b] else np.nan
+    of, to = x.ravel(), out.ravel()
+    for i in range(to.size):
+        to[i] = (1.0 if of[i] > 0 else 0.0) if of[i] == of[i] else np.nan

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from mltrader import expressions as E
 from mltrader import features as F
 from mltrader import market
 from mltrader.config import FeatureSettings, Settings, home
@@ -23,11 +22,14 @@ def synthetic(n=900, symbols=6, seed=0):
     volatility = 0.01 * np.exp(0.4 * np.sin(np.arange(n) / 60))
     factor = draw.normal(0.0003, 1, n) * volatility
     steps = factor[:, None] * draw.uniform(0.5, 1.5, symbols) + draw.standard_t(4, (n, symbols)) * 0.008
+    steps = steps * np.linspace(0.5, 1.8, symbols)  # calm and wild symbols
     close = 50 * np.exp(np.cumsum(steps, axis=0)).ravel()
     spread = np.abs(draw.normal(0, 0.006, (2, close.size))) + 0.001
-    open_ = close * np.exp(draw.normal(0, 0.004, close.size))
+    before = np.vstack([np.full((1, symbols), 50.0), close.reshape(n, symbols)[:-1]])
+    night = draw.standard_t(3, (n, symbols)) * 0.3 * np.abs(steps).mean() * np.exp(draw.normal(0, 0.1, (n, symbols)).cumsum(axis=0) / 4)
+    open_ = (before * np.exp(night)).ravel()
     panel = pd.DataFrame({
-        "session": np.repeat(sessions, symbols), "symbol": [f"S{i}" for i in range(symbols)] * n, "open": open_,
+        "session": np.repeat(sessions, symbols), "symbol": [f"S{i:0{len(str(symbols - 1))}}" for i in range(symbols)] * n, "open": open_,
         "high": np.maximum(open_, close) * (1 + spread[0]), "low": np.minimum(open_, close) * (1 - spread[1]),
         "close": close, "adj_close": close * np.repeat(np.linspace(0.8, 1, n), symbols),
         "volume": np.exp(draw.normal(13, 0.5, close.size))})
@@ -82,20 +84,27 @@ def leaks(features, values, cut_points, hows=("cut", "x1000", "nan", "noise")):
     return found
 
 
-def planted(name, compute, scope="symbol", base=""):
-    return F.Feature(name, "planted", "a leak", ("adj_close",), 1, compute, scope=scope, base=base)
+def planted(name, function, *args):
+    return F.Feature(name, "planted", "a leak", E.apply(function, *args))
+
+
+def future_of(x):
+    return np.concatenate([x[1:], np.full_like(x[:1], np.nan)])
+
+
+def pooled_rank(values, starts, codes, out):
+    """Ranks over all sessions at once, where ranks within one are meant."""
+    out[:] = pd.Series(values).rank(pct=True).to_numpy()
 
 
 LEAKS = {
-    "shift": planted("shift", lambda b: np.concatenate([b.log()[1:], np.full_like(b.log()[:1], np.nan)])),
-    "centred_window": planted("centred_window", lambda b: pd.DataFrame(b.log()).rolling(5, center=True).mean().to_numpy()),
-    "whole_sample_zscore": planted("whole_sample_zscore", lambda b: (b.log() - np.nanmean(b.log(), axis=0))
-                                   / np.nanstd(b.log(), axis=0)),
-    "backfill": planted("backfill", lambda b: pd.DataFrame(b.log_return(60)).bfill().to_numpy()),
-    "last_price": planted("last_price", lambda b: b.price() / np.nanmax(b.price(), axis=0)),
-    "market_reversed": planted("market_reversed", lambda m: m.column("index_close") / m.column("index_close")[-1], "market"),
-    "pooled_rank": planted("pooled_rank", lambda v: pd.DataFrame(v.ravel()).rank(pct=True).to_numpy().reshape(v.shape),
-                           "session", "log_return_5"),
+    "shift": planted("shift", future_of, F.PRICE),
+    "centred_window": planted("centred_window", lambda x: pd.DataFrame(x).rolling(5, center=True).mean().to_numpy(), F.PRICE),
+    "whole_sample_zscore": planted("whole_sample_zscore", lambda x: (x - np.nanmean(x, axis=0)) / np.nanstd(x, axis=0), F.PRICE),
+    "backfill": planted("backfill", lambda x: pd.DataFrame(x).bfill().to_numpy(), F.returns(60)),
+    "last_price": planted("last_price", lambda x: x / np.nanmax(x, axis=0), F.CLOSE),
+    "market_reversed": planted("market_reversed", lambda x: x / x[-1], F.INDEX),
+    "pooled_rank": F.Feature("pooled_rank", "planted", "a leak", F.within_session(pooled_rank, F.returns(5))),
 }
 
 
@@ -106,8 +115,9 @@ def test_no_feature_knows_the_future(values, seed):
 
 
 @pytest.mark.parametrize("name", LEAKS)
-def test_planted_leaks_are_seen(name):
+def test_planted_leaks_are_seen(name, monkeypatch):
     leak = LEAKS[name]
+    monkeypatch.setitem(F.SESSION, "pooled_rank", pooled_rank)
     clean = [F.FEATURES[0], F.FEATURES[-1]]
     cut_points = cuts(4, seed=7) if name != "backfill" else [20, 30, 40, 50]  # inside the look-back
     assert leaks([leak, *clean], F.compute(PANEL, INDEX, [leak, *clean]), cut_points) == {name}
@@ -132,7 +142,8 @@ def test_start_of_history_is_forgotten_after_warm_up(values):
 
 
 def test_too_short_a_warm_up_is_seen(values):
-    slow = F.Feature("slow", "planted", "ema with alpha 1/200", ("adj_close",), 2, lambda b: F.ema(b.log(), 1 / 200, 2))
+    slow = F.Feature("slow", "planted", "ema with alpha 1/200", E.node("recursion", [F.PRICE], (1 / 200, 2, 1), 1, 60))
+    assert slow.warm_up == 61
     full = F.compute(PANEL, INDEX, [slow])
     panel = PANEL[PANEL["session"] >= INDEX["session"].iloc[95]].reset_index(drop=True)
     again, rest = F.compute(panel, INDEX, [slow])["slow"], full["slow"].iloc[len(PANEL) - len(panel):].to_numpy()
@@ -141,7 +152,7 @@ def test_too_short_a_warm_up_is_seen(values):
 
 def test_blocks_threads_and_symbols_do_not_matter(values):
     for block, threads in ((1, 1), (2, 2), (5, 1), (100, 2)):
-        pd.testing.assert_frame_equal(F.compute(PANEL, INDEX, F.FEATURES, threads, block), values, check_exact=True)
+        pd.testing.assert_frame_equal(F.compute(PANEL, INDEX, F.FEATURES, threads, block=block), values, check_exact=True)
     own = [f for f in F.FEATURES if f.scope != "session"]
     alone = F.compute(PANEL[PANEL["symbol"] == "S2"].reset_index(drop=True), INDEX, own)
     same = values[values["symbol"] == "S2"].reset_index(drop=True)[alone.columns]
@@ -234,7 +245,7 @@ def slow(bars):
         "return_percentile_120": r.rolling(120).apply(lambda x: (x[:-1] < x[-1]).mean(), raw=True),
         "atr_14": true_range.ewm(alpha=1 / 14, adjust=False, min_periods=14).mean() / c,
         "parkinson_20": np.sqrt((252 / (4 * math.log(2))) * (np.log(h / lo) ** 2).rolling(20).mean()),
-        "gap": np.log(o / c.shift()), "relative_volume_60": np.log(bars["volume"] / bars["volume"].rolling(60).median()),
+        "gap": np.log(o / c.shift()), "relative_volume_20": bars["volume"] / bars["volume"].rolling(20).mean(),
     }
 
 
@@ -254,19 +265,22 @@ def test_cross_section_by_hand(values):
     np.testing.assert_allclose(at["breadth_50"], (at["mean_gap_50"] > 0).mean(), rtol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(math.nan)), min_size=1, max_size=40), st.integers(1, 45))
-def test_windows_equal_naive_ones(values, n):
-    x = np.array(values)[:, None]
-    naive = [x[t - n + 1: t + 1, 0] if t >= n - 1 else np.array([math.nan]) for t in range(len(x))]
-    np.testing.assert_allclose(F.rolling_sum(x, n)[:, 0], [w.sum() for w in naive], rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(F.rolling_max(x, n)[:, 0], [w.max() for w in naive])
-    np.testing.assert_array_equal(F.rolling_min(x, n)[:, 0], [w.min() for w in naive])
-    if n > 1:
-        below = [((w[:-1] < w[-1]) + 0.5 * (w[:-1] == w[-1])).mean() if not np.isnan(w).any() else math.nan for w in naive]
-        np.testing.assert_allclose(F.percentile(x, n)[:, 0], below, atol=1e-12)
-        age = [w[::-1].argmax() / (n - 1) if not np.isnan(w).any() else math.nan for w in naive]
-        np.testing.assert_allclose(F.age_of_max(x, n)[:, 0], age, atol=1e-12)
+def test_sector_relative_by_hand(values):
+    sectors = {"S0": "A", "S1": "A", "S2": "A", "S3": "B", "S4": "B"}  # S5 is unknown: a sector of its own
+    again = F.compute(PANEL, INDEX, F.FEATURES, sectors=sectors)
+    at = again[again["session"] == INDEX["session"].iloc[600]].set_index("symbol")
+    x = at["log_return_5"]
+    expected = {"S0": x["S0"] - (x["S1"] + x["S2"] + 2 * x.mean()) / 4, "S3": x["S3"] - (x["S4"] + 2 * x.mean()) / 3, "S5": x["S5"] - x.mean()}
+    for symbol, value in expected.items():
+        np.testing.assert_allclose(at.loc[symbol, "sector_relative_5"], value, rtol=1e-5)
+    changed = [name for name in again.columns[2:] if not again[name].equals(values[name])]
+    assert set(changed) == {"sector_relative_5", "sector_relative_60"}
+
+
+def test_two_names_for_one_expression_both_have_values(values):
+    twin = dataclasses.replace(F.FEATURES[0], name="twin")
+    again = F.compute(PANEL, INDEX, [F.FEATURES[0], twin, F.FEATURES[4]])
+    assert again["twin"].equals(again[F.FEATURES[0].name]) and again[F.FEATURES[4].name].equals(values[F.FEATURES[4].name])
 
 
 # ---- selection, version, run ----------------------------------------------------------------------------------------
@@ -286,13 +300,17 @@ def test_selection_says_why():
     bare = PANEL.assign(open=np.nan, high=np.nan, low=np.nan, volume=np.nan)
     chosen, left_out = F.select(bare, INDEX.assign(vix_close=np.nan), FeatureSettings())
     reasons = {entry["name"]: entry["reason"] for entry in left_out}
-    assert len(chosen) >= 65 and "vix_close known in 0.0% of rows" in reasons["vix_level"]
+    assert len(chosen) >= 110 and "vix_close known in 0.0% of rows" in reasons["vix_level"]
     assert {f.name for f in F.FEATURES} == {f.name for f in chosen} | set(reasons)
+    whole, none_left = F.select(PANEL, INDEX, FeatureSettings())
+    assert len(whole) == len(F.FEATURES) and none_left == []  # whole bars turn everything on
     few = PANEL[PANEL["symbol"].isin(["S0", "S2"])]
     assert not any(f.scope == "session" for f in F.select(few, INDEX, FeatureSettings())[0])
-    only, _ = F.select(bare, INDEX, FeatureSettings(groups=("ohlcv",), exclude=("gap",)))
-    assert [f.name for f in only] == [f.name for f in F.OHLCV if f.name != "gap"]
-    for wrong in (FeatureSettings(groups=("momentun",)), FeatureSettings(exclude=("rsi_15",))):
+    only, _ = F.select(bare, INDEX, FeatureSettings(groups=("price_pattern",), exclude=("gap",)))
+    assert [f.name for f in only] == [f.name for f in F.PATTERN if f.name != "gap"]
+    named, left_out = F.select(bare, INDEX, FeatureSettings(groups=("macro",), names=("gap", "rsi_14")))
+    assert {f.name for f in named} == {f.name for f in F.MACRO} | {"gap", "rsi_14"} and len(left_out) == len(F.FEATURES) - len(named)
+    for wrong in (FeatureSettings(groups=("momentun",)), FeatureSettings(exclude=("rsi_15",)), FeatureSettings(names=("rsi_15",))):
         with pytest.raises(ConfigError, match="momentun|rsi_15"):
             F.select(PANEL, INDEX, wrong)
 
@@ -307,10 +325,9 @@ def test_a_base_need_not_be_chosen(values):
 def test_version_changes_with_every_part_of_a_definition():
     one = F.FEATURES[0]
     others = [dataclasses.replace(one, **change) for change in (
-        {"name": "x"}, {"formula": "x"}, {"inputs": ("x",)}, {"min_periods": 9}, {"warm_up": 99}, {"group": "x"})]
+        {"name": "x"}, {"formula": "x"}, {"expression": F.returns(3)}, {"expression": F.CLOSE}, {"source": "x"}, {"group": "x"})]
     versions = {F.version([f]) for f in [one, *others]} | {F.version(F.FEATURES[:2]), F.version(F.FEATURES[:2][::-1])}
     assert len(versions) == 9
-    assert F.version([dataclasses.replace(one, compute=abs)]) == F.version([one])
 
 
 def test_bad_panels_are_refused():
@@ -333,6 +350,28 @@ def test_run_reads_nothing_after_as_of():
     assert F.table(output).shape[0] >= 7 and F.figure(output).axes
 
 
+def test_the_whole_set_is_distinct():
+    """24 simulated stocks with whole bars: no two features are one, most have no near twin, none is constant."""
+    assert len(F.TECHNICAL) >= 173 and len({f.name for f in F.FEATURES}) == len(F.FEATURES)
+    panel, index = synthetic(1500, 24, seed=4)
+    frame = F.compute(panel, index, F.FEATURES, sectors={f"S{i:02}": "ABC"[i % 3] for i in range(24)})
+    frame = frame[frame.groupby("symbol").cumcount() >= max(f.warm_up for f in F.FEATURES)]
+    for features in (F.FEATURES, F.TECHNICAL):
+        names = [f.name for f in features]
+        nearest = F.nearest(F.rank_correlation(frame, names))
+        assert nearest.max() <= 0.99, nearest.nlargest(4)
+        assert (nearest > 0.95).mean() <= 0.40
+    values = frame[[f.name for f in F.FEATURES]].to_numpy(np.float64)
+    assert (np.nanstd(values, axis=0) > 1e-4).all() and not np.isinf(values).any()
+
+
+def test_twins_are_seen():
+    panel, index = synthetic(800, 6, seed=4)
+    twin = F.Feature("percent", "planted", "log_return_5 in percent", E.maximum(F.returns(5) * 100, -1e9))
+    frame = F.compute(panel, index, [*F.MOMENTUM, twin])
+    assert F.nearest(F.rank_correlation(frame, [*(f.name for f in F.MOMENTUM), "percent"]))["percent"] > 0.99
+
+
 # ---- the packaged panel ---------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -345,14 +384,15 @@ def real():
 def test_packaged_features_are_distinct_and_alive(real):
     output = real[1]
     names, frame = output.documents["feature_set"]["names"], output.frames["features"]
-    assert len(names) >= 65 and frame["symbol"].nunique() >= 20
+    assert len(names) >= 120 and frame["symbol"].nunique() >= 20
     nearest = F.nearest(F.rank_correlation(frame, names))
     assert nearest.max() <= 0.99, nearest.nlargest(4)
     assert (nearest > 0.95).mean() <= 0.40
     values = frame[names].to_numpy()
     assert not np.isinf(values).any() and (np.nanstd(values.astype(float), axis=0) > 1e-4).all()
     assert (~np.isnan(values)).mean(axis=0).min() > 0.9
-    assert {f["group"] for f in output.documents["feature_set"]["definitions"]} == set(F.GROUPS) - {"ohlcv"}
+    assert {f["group"] for f in output.documents["feature_set"]["definitions"]} == set(F.GROUPS) - {"volume", "price_pattern"}
+    assert set(output.frames["missing"]["features_missing"]) == {0}  # what symbols lack was left out for all
 
 
 def test_packaged_missing_values_do_not_name_symbols(real):

@@ -1,0 +1,261 @@
+"""What features cost: ours against pandas, TA-Lib and Qlib, in CPU-seconds and memory, against their bars.
+
+    python benchmarks/features.py            # 500 symbols x 4,000 sessions, a few minutes
+    python benchmarks/features.py --quick    # 100 symbols x 2,000 sessions, under a minute
+    python benchmarks/features.py --json
+
+Qlib lives in an environment of its own, because it pins much: `python -m venv .venv-qlib && .venv-qlib/bin/pip install pyqlib==0.9.7`. If it is not
+there, the line says so. Ratios are medians of alternating pairs on the same data; a bar is missed only if the 90 % interval of the ratio lies below it. Exits with 1
+if a bar is missed.
+"""
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+QLIB = ROOT / ".venv-qlib" / "bin" / "python"
+
+
+def panel_of(symbols: int, sessions: int, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """Random walks with a common factor and whole bars; the index frame; sectors."""
+    draw = np.random.default_rng(seed)
+    shape = (sessions, symbols)
+    steps = draw.standard_t(5, shape) * 0.012 + draw.normal(0, 0.008, (sessions, 1))
+    close = 50 * np.exp(steps.cumsum(axis=0))
+    open_ = np.vstack([close[:1], close[:-1]]) * np.exp(draw.normal(0, 0.004, shape))
+    columns = {"open": open_, "high": np.maximum(open_, close) * (1 + np.abs(draw.normal(0, 0.005, shape))),
+               "low": np.minimum(open_, close) * (1 - np.abs(draw.normal(0, 0.005, shape))), "close": close, "adj_close": close * 0.97,
+               "volume": np.exp(draw.normal(13, 0.5, shape))}
+    days = pd.bdate_range("2005-01-03", periods=sessions).as_unit("us")
+    names = [f"S{i:04d}" for i in range(symbols)]
+    panel = pd.DataFrame({"session": np.repeat(days, symbols), "symbol": np.tile(names, sessions), **{n: x.ravel() for n, x in columns.items()}})
+    rates = 3 + draw.normal(0, 0.03, (3, sessions)).cumsum(axis=1)
+    index = pd.DataFrame({"session": days, "index_close": 1000 * np.exp(draw.normal(0, 0.01, sessions).cumsum()),
+                          "vix_close": 20 * np.exp(draw.normal(0, 0.1, sessions)), "rate_3m": rates[0], "rate_2y": rates[1], "rate_10y": rates[2]})
+    return panel, index, {name: f"sector {i % 11}" for i, name in enumerate(names)}
+
+
+def cpu(work, *arguments) -> float:
+    """CPU-seconds (user and system, all threads) of one call."""
+    gc.collect()
+    before = time.process_time()
+    work(*arguments)
+    return time.process_time() - before
+
+
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Median of ratios, and a bootstrap 90 % interval of it."""
+    draw = np.random.default_rng(0)
+    medians = np.median(draw.choice(ratios, (2000, len(ratios))), axis=1)
+    return statistics.median(ratios), *np.quantile(medians, [0.05, 0.95])
+
+
+def resident(key: str) -> float:
+    """A line of /proc/self/status in MB."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def memory(symbols: int, sessions: int, threads: int) -> None:
+    """In a process of its own: peak memory beyond input and output, in MB."""
+    from mltrader import features as F
+
+    F.compute(*panel_of(40, 600)[:2], F.FEATURES, threads)  # compiled code and imports are there before
+    panel, index, sectors = panel_of(symbols, sessions)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = resident("VmRSS")
+    frame = F.compute(panel, index, F.FEATURES, threads, sectors)
+    names = frame.columns[2:]
+    print(resident("VmHWM") - before - len(names) * len(frame) * 4 / 2**20)
+
+
+def against_pandas(symbols: int, sessions: int, pairs: int, some: int) -> dict:
+    """The same features: ours for all symbols on one thread, pandas for `some` of them one by one, scaled (its cost is the same for each); equal to 1e-5."""
+    import slow_features
+
+    from mltrader import features as F
+
+    panel, index, _ = panel_of(symbols, sessions)
+    own = [f for f in F.FEATURES if f.scope == "symbol"]
+    bars = [part.merge(index, on="session").reset_index(drop=True) for _, part in panel[panel["symbol"].isin(sorted(panel["symbol"].unique())[:some])].groupby("symbol")]
+    results = {}
+
+    def ours() -> None:
+        results.pop("ours", None)  # its memory is used again: pages that the machine has never given out cost several times the work
+        results["ours"] = F.compute(panel, index, own)
+
+    def theirs() -> None:
+        results["theirs"] = [slow_features.features([f.expression for f in own], one) for one in bars]
+
+    ratios, times = [], {"ours": [], "theirs": []}
+    ours()
+    for _ in range(pairs):
+        times["theirs"].append(cpu(theirs) * symbols / some)
+        times["ours"].append(cpu(ours))
+        ratios.append(times["theirs"][-1] / times["ours"][-1])
+    worst, slack = 0.0, np.array([f.warm_up for f in own])
+    for symbol, expected in zip(sorted(panel["symbol"].unique())[:some], results["theirs"], strict=True):
+        a = results["ours"].loc[results["ours"]["symbol"] == symbol].iloc[:, 2:].to_numpy(np.float64)
+        b = expected.to_numpy()
+        settled = (np.arange(len(a))[:, None] >= slack) & ~np.isnan(b) & np.isfinite(b)
+        scale = np.maximum(np.abs(b), np.nanstd(b, axis=0))
+        worst = max(worst, float((np.abs(a - b) / scale)[settled].max()))
+    return {"ratio": interval(ratios), "ours": statistics.median(times["ours"]), "theirs": statistics.median(times["theirs"]), "features": len(own), "difference": worst}
+
+
+def against_talib(symbols: int, sessions: int, pairs: int) -> dict:
+    """The indicators both have: ours in blocks, TA-Lib symbol by symbol on contiguous arrays, one thread each."""
+    from test_expressions import INDICATORS
+
+    from mltrader import expressions as E
+    from mltrader import features as F
+
+    panel, _, _ = panel_of(symbols, sessions)
+    names = ("open", "high", "low", "close", "volume")
+    wide = {name: panel[name].to_numpy().reshape(sessions, symbols) for name in names}
+    blocks = [{("adj_close" if n == "adj" else n, 0): np.ascontiguousarray(wide["close" if n == "adj" else n][:, b:b + F.BLOCK]) for n in (*names, "adj")}
+              for b in range(0, symbols, F.BLOCK)]
+    series = [[np.ascontiguousarray(wide[name][:, s]) for name in names] for s in range(symbols)]
+    work = E.plan(tuple(ours for _, ours, _ in INDICATORS))
+    target = np.empty((len(INDICATORS), sessions, F.BLOCK))
+
+    def ours() -> None:
+        for block in blocks:
+            E.evaluate(work, block, lambda i, values: np.copyto(target[i, :, : values.shape[1]], values))
+
+    def theirs() -> None:
+        for arrays in series:
+            for _, _, call in INDICATORS:
+                call(*arrays)
+
+    ours(), theirs()
+    times = [(cpu(ours), cpu(theirs)) for _ in range(pairs)]
+    return {"ratio": interval([b / a for a, b in times]), "ours": statistics.median(a for a, _ in times), "theirs": statistics.median(b for _, b in times), "indicators": len(INDICATORS)}
+
+
+QLIB_SCRIPT = """
+import json, sys, time
+from pathlib import Path
+import numpy as np, pandas as pd
+source, folder, loops = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+panel = pd.read_parquet(source)
+days = sorted(panel["session"].unique())
+(folder / "calendars").mkdir(parents=True); (folder / "instruments").mkdir()
+(folder / "calendars" / "day.txt").write_text("\\n".join(str(pd.Timestamp(d).date()) for d in days) + "\\n")
+(folder / "instruments" / "all.txt").write_text("".join(f"{s}\\t{pd.Timestamp(days[0]).date()}\\t{pd.Timestamp(days[-1]).date()}\\n" for s in panel["symbol"].unique()))
+for symbol, part in panel.groupby("symbol"):
+    home = folder / "features" / symbol.lower()
+    home.mkdir(parents=True)
+    part = part.assign(vwap=(part["high"] + part["low"] + part["close"]) / 3)
+    for name in ("open", "high", "low", "close", "volume", "vwap"):
+        np.concatenate([[0.0], part[name].to_numpy()]).astype("<f4").tofile(home / f"{name}.day.bin")
+import qlib
+from qlib.data import D
+from qlib.contrib.data.loader import Alpha158DL
+qlib.init(provider_uri=str(folder), region="us", kernels=1, joblib_backend="sequential", expression_cache=None, dataset_cache=None)
+fields, names = Alpha158DL.get_feature_config({"kbar": {}, "price": {"windows": [0], "feature": ["OPEN", "HIGH", "LOW", "VWAP"]}, "rolling": {}})
+symbols = list(panel["symbol"].unique())
+times = []
+for _ in range(loops):
+    qlib.data.cache.H.clear()
+    before = time.process_time()
+    frame = D.features(symbols, fields, freq="day")
+    times.append(time.process_time() - before)
+print(json.dumps({"values": int(frame.size), "cpu_s": sorted(times)[len(times) // 2], "fields": len(fields), "version": qlib.__version__}))
+"""
+
+
+def against_qlib(symbols: int, sessions: int, values_per_second: float) -> dict | None:
+    """Values per CPU-second of Alpha158 (other formulas, the same kind of work); None if Qlib is not installed."""
+    if not QLIB.is_file():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        panel_of(symbols, sessions)[0].to_parquet(f"{folder}/panel.parquet")
+        done = subprocess.run([str(QLIB), "-c", QLIB_SCRIPT, f"{folder}/panel.parquet", f"{folder}/qlib", "3"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["failed"])[-1]}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    theirs = found["values"] / found["cpu_s"]
+    return {"ratio": values_per_second / theirs, "theirs": theirs, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory", nargs=3, type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        memory(*options.memory)
+        return
+    from mltrader import features as F
+
+    symbols, sessions, pairs = (100, 2000, 3) if options.quick else (500, 4000, 9)
+    count = len(F.FEATURES)
+    panel, index, sectors = panel_of(symbols, sessions)
+    first = cpu(F.compute, *panel_of(40, 600)[:2], F.FEATURES)
+    fresh = cpu(F.compute, panel, index, F.FEATURES, 2, sectors)
+    whole = {threads: statistics.median(cpu(F.compute, panel, index, F.FEATURES, threads, sectors) for _ in range(3)) for threads in (1, 2)}
+    began = time.perf_counter()
+    F.compute(panel, index, F.FEATURES, 2, sectors)
+    wall = time.perf_counter() - began
+    sizes = [symbols // 10, symbols // 4, symbols]
+    costs = [statistics.median(cpu(F.compute, *panel_of(s, sessions)[:2], F.FEATURES, 1) for _ in range(3)) for s in sizes]
+    exponent = float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
+    del panel
+    gc.collect()
+    extra = float(subprocess.run([sys.executable, __file__, "--memory", str(symbols), str(sessions), "2"], capture_output=True, text=True, check=True).stdout)
+    slow = against_pandas(symbols, sessions, pairs, 5 if options.quick else 10)
+    talib = against_talib(symbols, sessions, pairs * 3 if options.quick else pairs)
+    speed = symbols * sessions * count / whole[1]
+    qlib = against_qlib(5 if options.quick else 20, sessions, speed)
+
+    rows = []
+
+    def row(what: str, value: float, bar: float | None, good: bool, note: str = "") -> None:
+        rows.append({"what": what, "measured": float(value), "bar": bar, "ok": bool(good), "note": note})
+
+    scale = symbols * sessions / 2e6
+    per = 168 / count / scale
+    row("CPU-s per 168 features, 2 M rows, 1 thread", whole[1] * per, 4.0, whole[1] * per <= 4, f"{count} features, {symbols} x {sessions}: {whole[1]:.2f} CPU-s")
+    row("CPU-s per 168 features, 2 M rows, 2 threads", whole[2] * per, 4.0, whole[2] * per <= 4, f"wall {wall:.2f} s; into memory never used before {fresh:.2f} CPU-s")
+    row("memory beyond the output, MB", extra, 100, extra <= 100, "2 threads, peak of a process of its own")
+    row("exponent of cost in rows", exponent, 1.1, exponent <= 1.1, ", ".join(f"{s}: {c:.2f} CPU-s" for s, c in zip(sizes, costs, strict=True)))
+    mid, low, high = slow["ratio"]
+    row("times as fast as pandas", mid, 25, high >= 25, f"[{low:.1f}, {high:.1f}]; {slow['features']} features, {slow['ours']:.2f} against {slow['theirs']:.0f} CPU-s (some symbols, scaled)")
+    row("largest difference from pandas", slow["difference"], 1e-5, slow["difference"] <= 1e-5, "after warm-up, relative to the larger of the value and the feature's spread")
+    mid, low, high = talib["ratio"]
+    row("times as fast as TA-Lib", mid, 1.2, high >= 1.2, f"[{low:.2f}, {high:.2f}]; {talib['indicators']} indicators, {talib['ours']:.2f} against {talib['theirs']:.2f} CPU-s")
+    if qlib and "ratio" in qlib:
+        row("times Qlib's values per CPU-s (Alpha158)", qlib["ratio"], 50, qlib["ratio"] >= 50, f"{speed / 1e6:.0f} M against {qlib['theirs'] / 1e6:.2f} M values a CPU-s; Qlib {qlib['version']}, {qlib['fields']} fields")
+    missing = None if qlib and "ratio" in qlib else (qlib or {}).get("error", f"Qlib is not installed in {QLIB.parent.parent.name}; the docstring says how")
+
+    versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pandas", "ta-lib")}
+    if options.json:
+        print(json.dumps({"rows": rows, "quick": options.quick, "missing": missing, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+    else:
+        print(f"{symbols} symbols x {sessions} sessions x {count} features; Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
+        print(f"first call, compiling or loading compiled code: {first:.1f} CPU-s")
+        for r in rows:
+            print(f"{r['what']:44} {r['measured']:10.3g}   bar {r['bar']:>6}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
+        if missing:
+            print(f"not measured: {missing}")
+    sys.exit(not all(r["ok"] for r in rows))
+
+
+if __name__ == "__main__":
+    main()
