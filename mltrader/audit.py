@@ -124,7 +124,11 @@ class Subject:
         """The rows of `table` that are compared at a cut."""
         if self.past:
             return table[table["session"] >= cut].reset_index(drop=True)
-        return table[table[self.known_at] <= cut].reset_index(drop=True) if self.known_at else table
+        if not self.known_at:
+            return table
+        rows = (table[self.known_at] <= cut).to_numpy(dtype=bool)
+        count = int(rows.sum())
+        return table.iloc[:count] if rows[:count].all() else table[rows].reset_index(drop=True)  # sorted: nothing is copied
 
 # %% ../nbs/81_audit.ipynb #1102a0f1
 def _different(x: pd.Series, y: pd.Series) -> Array | None:
