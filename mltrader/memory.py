@@ -222,7 +222,8 @@ def _facts(samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, settings: S
 
 
 def training_rows(
-    samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, settings: Settings, replay: pd.Series | None = None
+    samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, settings: Settings, replay: pd.Series | None = None,
+    calendar: Any = None,
 ) -> pd.DataFrame:
     """What a model that is fitted at the close of `as_of` learns from.
 
@@ -234,6 +235,9 @@ def training_rows(
         From `archive.cut`; only what was known at `as_of` is used.
     replay : Series, optional
         Replay weight by row id, clipped to 3; rows not named get 1.
+    calendar : array-like of datetime64, optional
+        All sessions. Without it those of the samples stand in; at `as_of` the latest of them have no label yet, so that a
+        short training set would be weighted otherwise than later, when they have.
 
     Returns
     -------
@@ -245,7 +249,8 @@ def training_rows(
     rows["replay"] = rows["row"].map(named).astype(float).fillna(1.0)
     if not len(rows):
         return rows.assign(weight=np.float32())[["row", "weight", "origin", "event"]]
-    calendar = np.unique(np.concatenate([samples["session"].to_numpy(), rows["label_known_at"].to_numpy()]))
+    known = samples["session"] if calendar is None else pd.Series(np.asarray(calendar, dtype=SESSION_DTYPE))
+    calendar = np.unique(np.concatenate([known.to_numpy(), rows["label_known_at"].to_numpy()]))
     weight = _weight_factors(rows, settings.memory, calendar).prod(axis=1)
     rows["weight"] = (weight / weight.mean()).astype("float32")
     return rows[["row", "weight", "origin", "event"]]
@@ -283,7 +288,8 @@ REFIT = -1
 
 
 def make_plan(
-    samples: pd.DataFrame, archive: pd.DataFrame, folds: pd.DataFrame, as_of: Any, settings: Settings
+    samples: pd.DataFrame, archive: pd.DataFrame, folds: pd.DataFrame, as_of: Any, settings: Settings,
+    calendar: Any = None,
 ) -> tuple[pd.DataFrame, dict[int, int]]:
     """Training rows of every fold with enough of them, and of the refit.
 
@@ -300,7 +306,7 @@ def make_plan(
     """
     parts, left_out = [], {}
     for fold, cutoff in [*folds[["fold", "cutoff"]].itertuples(index=False, name=None), (REFIT, to_session(as_of))]:
-        rows = training_rows(samples, archive, cutoff, settings)
+        rows = training_rows(samples, archive, cutoff, settings, calendar=calendar)
         if fold != REFIT and len(rows) < settings.splits.min_train_rows:
             left_out[int(fold)] = len(rows)
             continue
@@ -359,7 +365,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
         inputs["market"]["sectors"],
     )
     folds = cutoffs(regimes["market_regimes"]["session"], settings.splits.first_test_year, as_of)
-    plan, left_out = make_plan(samples, archive, folds, as_of, settings)
+    plan, left_out = make_plan(samples, archive, folds, as_of, settings, regimes["market_regimes"]["session"])
     refit = plan[plan["fold"] == REFIT]
     document = describe(samples, plan, left_out, settings)
     made = document["refit"]

@@ -83,6 +83,15 @@ def test_a_training_set_knows_nothing_after_its_cut_off(as_of, years, share):
         pd.testing.assert_frame_equal(rows, memory.training_rows(blind, visible, as_of, chosen))
 
 
+@pytest.mark.parametrize("age", [17, 20, 25, 31, 60])
+def test_a_young_training_set_weighs_the_same_later(age):
+    """The calendar does not come from the samples: the latest of them have no label yet at the cut-off, and have one later."""
+    as_of = np.unique(SAMPLES["session"])[age]
+    known = SAMPLES[SAMPLES["label_known_at"] <= as_of].reset_index(drop=True)
+    then, later = (memory.training_rows(part, ARCHIVE, as_of, SETTINGS, calendar=DAYS) for part in (known, SAMPLES))
+    pd.testing.assert_frame_equal(then, later)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sessions, st.integers(2001, 2011))
 def test_no_training_label_reaches_into_a_test_window(as_of, first_year):
