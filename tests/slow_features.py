@@ -98,7 +98,7 @@ OPERATIONS = {
     "add": lambda a, p: a[0] + a[1], "subtract": lambda a, p: a[0] - a[1], "multiply": lambda a, p: a[0] * a[1],
     "maximum": lambda a, p: np.maximum(a[0], a[1]), "minimum": lambda a, p: np.minimum(a[0], a[1]), "log": lambda a, p: np.log(a[0]),
     "sqrt": lambda a, p: np.sqrt(a[0]), "absolute": lambda a, p: a[0].abs(), "sign": lambda a, p: np.sign(a[0]),
-    "step": lambda a, p: (a[0] > 0).astype(float).where(a[0].notna()), "quotient": lambda a, p: (a[0] / a[1]).where(a[1] > 0),
+    "above": lambda a, p: (a[0] > a[1]).astype(float).where((a[0] - a[1]).notna()), "quotient": lambda a, p: (a[0] / a[1]).where(a[1] > 0),
     "lag": lambda a, p: a[0].shift(p[0]), "total": lambda a, p: a[0].rolling(p[0]).sum(), "var": lambda a, p: a[0].rolling(p[0]).var(),
     "cov": lambda a, p: a[0].rolling(p[0]).cov(a[1]),
     "corr": lambda a, p: (a[0] / np.sqrt(a[1] * a[2])).clip(-1, 1).where(a[1] * a[2] > 0),
