@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
            'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'PACKAGED', 'MIN_AGREEMENT',
-           'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'YEAR',
-           'MIN_ROWS', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
-           'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
-           'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
-           'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'complete_sessions', 'resolve_as_of',
-           'choose_universe', 'vintages', 'data_digest', 'quality', 'price_rows', 'run', 'figure', 'table', 'remarks']
+           'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'SYNCED',
+           'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'MIN_ROWS', 'available_at', 'RefusedData', 'Faults',
+           'no_faults', 'refuse', 'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate',
+           'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain',
+           'packaged_bars', 'align', 'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors',
+           'read_files', 'current_vintage', 'read_vintage', 'synced_symbols', 'read_synced', 'with_fred',
+           'read_provider', 'complete_sessions', 'resolve_as_of', 'choose_universe', 'vintages', 'data_digest',
+           'quality', 'price_rows', 'run', 'figure', 'table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -1061,6 +1063,176 @@ def read_files(settings: Settings) -> MarketData:
         calendar[-1], UNKNOWN_SURVIVORS, bool(market.index_path),
     )
 
+# %% ../nbs/10_market.ipynb #2f5227fb
+import json  # noqa: E402
+from dataclasses import replace  # noqa: E402
+
+SYNCED: tuple[str, ...] = ("symbol", "session", *NUMBERS)  # columns of a vintage's files
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    """The bytes of a file of a vintage, which must be what its name says."""
+    advice = f"Move the folder {path.parent} away and run `mltrader data sync` to fetch all of it again."
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing, though the current vintage lists it. {advice}")
+    data = path.read_bytes()
+    if digest_bytes(data) != sha256:
+        raise IntegrityError(f"{path} is not what was fetched: its SHA-256 differs from its name. {advice}")
+    return data
+
+
+def current_vintage(cache: Path, vendor: str) -> dict[str, Any] | None:
+    """Manifest of the vintage in force, with what `current.json` says beside it; None if nothing was fetched yet.
+
+    Raises
+    ------
+    IntegrityError
+        If the pointer or the manifest is damaged.
+    """
+    folder = Path(cache) / "vendors" / vendor
+    pointer = folder / "current.json"
+    if not pointer.is_file():
+        return None
+    try:
+        said = json.loads(pointer.read_bytes())
+        name = str(said["vintage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{pointer} is damaged. Move the folder {folder} away and run `mltrader data sync` to fetch all of it again."
+        ) from error
+    return {**json.loads(_verified(folder / f"{name}.json", name)), **said}
+
+
+def read_vintage(cache: Path, vendor: str, manifest: Mapping[str, Any]) -> pd.DataFrame:
+    """All rows of a vintage: columns `SYNCED`, sorted by symbol and session."""
+    folder, replaced, parts = Path(cache) / "vendors" / vendor, set(), []
+    for entry in reversed(manifest["files"]):
+        rows = pd.read_parquet(io.BytesIO(_verified(folder / f"{entry['sha256']}.parquet", entry["sha256"])))
+        parts.append(rows[~rows["symbol"].isin(replaced)])
+        replaced.update(entry["whole"])
+    return pd.concat(parts[::-1]).sort_values(["symbol", "session"], ignore_index=True)
+
+
+def _synced(cache: Path, vendor: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The current vintage of a vendor, which must be there."""
+    manifest = current_vintage(cache, vendor)
+    if manifest is None:
+        raise VendorError(f"Nothing was fetched from {vendor} yet ({Path(cache) / 'vendors' / vendor}); run `mltrader data sync`.")
+    return manifest, read_vintage(cache, vendor, manifest)
+
+# %% ../nbs/10_market.ipynb #80694cda
+YAHOO_SURVIVORS = (
+    "Survivorship: the symbols were named today, and the vendor drops companies that failed or were taken over, so that "
+    "results look better than they were."
+)
+
+
+def synced_symbols(settings: Settings) -> tuple[str, ...]:
+    """What is to be fetched from Yahoo: the universe's symbols, and the indices that nothing else provides."""
+    market, symbols = settings.market, settings.universe.symbols
+    if not symbols:
+        raise ConfigError(
+            "[universe] symbols is empty, and provider yfinance has no list of its own: name the symbols, such as "
+            "MLTRADER_UNIVERSE__SYMBOLS=AAPL,MSFT."
+        )
+    if bad := [symbol for symbol in symbols if SYMBOL.fullmatch(symbol) is None]:
+        raise ConfigError(f"[universe] symbols holds {[s[:40] for s in bad[:5]]}; {SYMBOL_RULE}.")
+    indices = [*(() if market.index_path else ("^GSPC",)), *(() if market.vix_path or market.fred else ("^VIX",))]
+    return tuple(dict.fromkeys([*symbols, *indices]))
+
+
+def _degradation(manifest: Mapping[str, Any], vendor: str) -> list[str]:
+    """What a reader must know of a vintage that is only in force because a sync failed; nothing if all is well."""
+    told = manifest.get("degraded")
+    if not told:
+        return []
+    missing = f" Missing: {', '.join(told['missing'][:10])}." if told["missing"] else ""
+    return [f"DEGRADED: {vendor} is stale since {told['since']}; the sync of {told['at'][:16]} UTC failed.{missing}"]
+
+
+def _as_notes(messages: Sequence[str], file: str) -> pd.DataFrame:
+    faults = Faults(file)
+    rows = pd.DataFrame({"row": 0, "symbol": "", "vintage": list(messages)})
+    faults.add(rows, [True] * len(rows), "vintage", rows["vintage"], "note", values=pd.Series(["stale"] * len(rows)))
+    return faults.frame()
+
+
+def read_synced(cache: Path, settings: Settings) -> MarketData:
+    """The current vintage of Yahoo's bars as a panel, with index, VIX and what the [market] settings name beside it.
+
+    Raises
+    ------
+    VendorError
+        If nothing was fetched yet, or a symbol is not in the vintage; the message names the command that fetches.
+    IntegrityError
+        If a file of the vintage is not what its hash says.
+    """
+    market, wanted = settings.market, synced_symbols(settings)
+    manifest, bars = _synced(cache, "yfinance")
+    if missing := sorted(set(wanted) - set(bars["symbol"])):
+        raise VendorError(f"The bars fetched from yfinance lack {missing[:10]}; run `mltrader data sync`.")
+    stale = _degradation(manifest, "yfinance")
+    rows = bars[bars["symbol"].isin(settings.universe.symbols)].reset_index(drop=True)
+    panel, found = validate(rows.assign(row=np.arange(1, len(rows) + 1)), "yfinance")
+    calendar, told = pd.DatetimeIndex(panel["session"].unique()), [found, _as_notes(stale, "yfinance")]
+    by_symbol = {symbol: part.set_index("session") for symbol, part in bars.groupby("symbol")}
+    sources, parts = {"index": "S&P 500 without dividends (yfinance)", "vix": "none"}, []
+    for path, symbol, names in ((market.index_path, "^GSPC", {"close": "index_close"}),
+                                (market.vix_path, "^VIX", dict(zip(("open", "high", "low", "close"), VIX, strict=True)))):
+        kind = "index" if symbol == "^GSPC" else "vix"
+        if path:
+            values, *faults = _beside(_file(path), symbol, names, calendar)
+            sources[kind] = f"file {_file(path).name}"
+        elif symbol in wanted:
+            values, *faults = align(by_symbol[symbol][list(names)].rename(columns=names), calendar, f"yfinance {symbol}")
+            sources[kind] = "VIX (yfinance)" if kind == "vix" else sources[kind]
+        else:
+            continue
+        parts, told = [*parts, values], [*told, *faults]
+    if market.rates_path:
+        rates, carried = align(read_rates(_file(market.rates_path)), calendar, _file(market.rates_path).name, MAX_CARRY)
+        parts, told = [*parts, rates], [*told, carried]
+    sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
+    return MarketData(panel, _index_frame(calendar, *parts), sectors, _typed_faults(pd.concat(told)), sources["index"],
+                      sources["vix"], to_session(manifest["last_session"]), " ".join([*stale, YAHOO_SURVIVORS]))
+
+# %% ../nbs/10_market.ipynb #de526cb5
+FRED_SERIES: dict[str, str] = {"VIXCLS": "vix_close", "DGS3MO": "rate_3m", "DGS2": "rate_2y", "DGS10": "rate_10y"}
+
+
+def with_fred(data: MarketData, cache: Path, settings: Settings) -> MarketData:
+    """`data` with VIX and rates from FRED, if `market.fred` asks for them and no file has them."""
+    market = settings.market
+    named = {**({} if market.vix_path else {"VIXCLS": "vix_close"}),
+             **({} if market.rates_path else {s: n for s, n in FRED_SERIES.items() if n in RATES})}
+    if not market.fred or market.provider == "packaged" or not named:
+        return data
+    manifest, rows = _synced(cache, "fred")
+    values = rows.pivot(index="session", columns="symbol", values="close").rename(columns=named)
+    calendar, stale = pd.DatetimeIndex(data.index["session"]), _degradation(manifest, "fred")
+    index, told = data.index, [data.faults, _as_notes(stale, "fred")]
+    for names, carry in (([n for n in named.values() if n == "vix_close"], 0), ([n for n in named.values() if n in RATES], MAX_CARRY)):
+        if names:
+            aligned, faults = align(values[names].dropna(how="all"), calendar, "fred", carry)
+            index, told = index.assign(**{name: aligned[name].to_numpy() for name in names}), [*told, faults]
+    source = "VIX close (FRED VIXCLS)" if "vix_close" in named.values() else data.vix_source
+    return replace(data, index=index, faults=_typed_faults(pd.concat(told)), vix_source=source,
+                   survivorship=" ".join([*stale, data.survivorship]))
+
+
+READERS: dict[str, Any] = {
+    "packaged": lambda cache, settings: read_packaged(cache),
+    "csv": lambda cache, settings: read_files(settings),
+    "parquet": lambda cache, settings: read_files(settings),
+    "yfinance": read_synced,
+}
+
+
+def read_provider(inputs: Mapping[str, Any], settings: Settings) -> MarketData:
+    """What the provider of the settings gives; reads the cache and files, never the network."""
+    cache = Path(inputs.get("cache", {}).get("folder", "cache"))  # a file needs none
+    return with_fred(READERS[settings.market.provider](cache, settings), cache, settings)
+
 # %% ../nbs/10_market.ipynb #b1aa4b60
 YEAR = 252
 
@@ -1233,7 +1405,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     Parameters
     ----------
     inputs : mapping
-        `inputs["cache"]["folder"]`: the cache of packaged data (only for provider `packaged`).
+        `inputs["cache"]["folder"]`: the cache of packaged and of fetched data (a file needs none).
     settings : Settings
     as_of : Timestamp or None
         Last session the run may know; None works it out.
@@ -1243,8 +1415,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     TaskOutput
         frames `panel index sectors faults quality`, document `summary`, rows `price_data`.
     """
-    packaged = settings.market.provider == "packaged"
-    data = read_packaged(Path(inputs["cache"]["folder"])) if packaged else read_files(settings)
+    data = read_provider(inputs, settings)
     last = resolve_as_of(data, settings, as_of)
     panel = choose_universe(data.panel[data.panel["session"] <= last], data.sectors, settings)
     index = data.index[data.index["session"].between(to_session(settings.universe.start), last)].reset_index(drop=True)

@@ -506,7 +506,7 @@ def examine() -> list[dict[str, Any]]:
         from mltrader import market
 
         settings = load_settings()
-        found = market.read_packaged(home() / "cache") if settings.market.provider == "packaged" else market.read_files(settings)
+        found = market.read_provider({"cache": {"folder": home() / "cache"}}, settings)
         return f"{settings.market.provider}, {len(found.panel):,} bars to {found.panel['session'].iloc[-1].date()}"
 
     def telemetry() -> str:
