@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
-           'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'PACKAGED', 'MIN_AGREEMENT',
+           'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK', 'PACKAGED', 'MIN_AGREEMENT',
            'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'YEAR',
            'MIN_ROWS', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
            'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
@@ -16,6 +16,7 @@ __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE
 import csv
 import gzip
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ import textwrap
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from . import quality as bar_quality
 from .config import Settings
 from mltrader.core import (
     SESSION_DTYPE,
@@ -101,7 +103,10 @@ class Faults:
     def add(
         self, rows: pd.DataFrame, mask: Any, column: str, message: Any, severity: str = "refused", values: Any = None
     ) -> None:
-        """Record the rows of `rows` (with `row`, `symbol`, and `session` where known) for which `mask` holds."""
+        """Record the rows of `rows` (with `row`, `symbol`, and `session` where known) for which `mask` holds.
+
+        `message` is a text, or a function from the position of a row to its text.
+        """
         where = np.flatnonzero(np.asarray(mask, dtype=bool))
         if not len(where):
             return
@@ -112,7 +117,7 @@ class Faults:
             "severity": severity, "file": self.file, "row": hit["row"].to_numpy(),
             "symbol": hit["symbol"].astype("str").to_numpy(), "column": column, "value": [_shown(v) for v in shown],
             "session": hit["session"].to_numpy() if "session" in hit else np.datetime64("NaT"),
-            "message": message if isinstance(message, str) else message.iloc[where].to_numpy(),
+            "message": message if isinstance(message, str) else [message(place) for place in where],
         }))
 
     def add_sessions(self, rows: pd.DataFrame) -> None:
@@ -193,17 +198,22 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
 # %% ../nbs/10_market.ipynb #bae33f1d
 def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     """The session of each row of `rows` (columns `row symbol date`); what is wrong goes to `faults`."""
-    dates, first = rows["date"], np.arange(len(rows)) == 0
-    if dates.dtype.kind == "M":
-        zoned = getattr(dates.dt, "tz", None) is not None
-        walls = pd.DatetimeIndex(dates.dt.tz_localize(None))
-        sessions, unclear = _session_of(walls, pd.DatetimeIndex(dates) if zoned else None)
+    codes, unique = pd.factorize(rows["date"])  # few dates, many rows
+    first = np.arange(len(rows)) == 0
+    if rows["date"].dtype.kind == "M":
+        zoned = getattr(rows["date"].dt, "tz", None) is not None
+        walls = pd.DatetimeIndex(unique)
+        found, odd = _session_of(walls.tz_localize(None), walls if zoned else None)
     else:
-        codes, unique = pd.factorize(dates.astype("object").where(dates.notna(), "").astype(str))
-        sessions, unclear, aware = (part[codes] for part in _text_sessions(list(unique)))
+        zoned, texts = False, [str(text) for text in unique]
+        found, odd, aware = _text_sessions(texts)
+        if aware.any() and not aware.all():
+            mixed = np.append(aware, False)[codes] != aware[codes[0]]
+            known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
+            faults.add(rows, mixed & known, "date", "some dates have a time zone and others have none; use one form in the file")
         zoned = bool(aware.any())
-        mixed = (aware != aware[0]) & ~np.isnat(sessions)
-        faults.add(rows, mixed, "date", "some dates have a time zone and others have none; use one form in the file")
+    sessions = np.append(found, np.datetime64("NaT")).astype(SESSION_DTYPE)[codes]
+    unclear = np.append(odd, False)[codes]
     faults.add(rows, np.isnat(sessions), "date", "not a date; write it as YYYY-MM-DD")
     faults.add(rows, unclear, "date", "a midnight in another zone, among dates with a time; write dates only")
     if zoned:
@@ -212,6 +222,22 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     return pd.Series(sessions, index=rows.index, name="session")
 
 # %% ../nbs/10_market.ipynb #446f5d5f
+def _texts(values: pd.Series) -> pd.Series:
+    """Texts as categories, so that each is held once; missing ones are empty."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = (values.astype("str") if values.dtype == object else values).astype("category")
+    names = values.cat.categories.astype("str")
+    if values.isna().any():
+        values = values.cat.set_categories(names if "" in names else names.append(pd.Index([""], dtype="str"))).fillna("")
+    return values.cat.rename_categories(values.cat.categories.astype("str"))
+
+
+def _in_order(codes: np.ndarray, session: np.ndarray) -> bool:
+    """Whether the rows are strictly in order of session, then symbol, or of symbol, then session: then no two are the same."""
+    new, later, same = codes[1:] > codes[:-1], session[1:] > session[:-1], session[1:] == session[:-1]
+    return bool((later | (same & new)).all() or (new | ((codes[1:] == codes[:-1]) & later)).all()) and not np.isnat(session).any()
+
+
 def _duplicate_of(codes: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     """The file's row that each row repeats (same symbol and session), or -1."""
     session, row, before = rows["session"].to_numpy(), rows["row"].to_numpy(), np.full(len(rows), -1)
@@ -226,16 +252,18 @@ def check_keys(rows: pd.DataFrame, faults: Faults) -> None:
     codes, symbols = pd.factorize(rows["symbol"])
     bad = np.array([SYMBOL.fullmatch(symbol) is None for symbol in symbols], dtype=bool)
     faults.add(rows, bad[codes], "symbol", SYMBOL_RULE)
+    if _in_order(codes, rows["session"].to_numpy()):
+        return
     before = _duplicate_of(codes, rows)
-    told = "duplicate of row " + pd.Series(before).astype("str") + "; each symbol has one row a date"
-    faults.add(rows, (before >= 0) & rows["session"].notna(), "date", told)
+    repeated = (before >= 0) & rows["session"].notna()
+    faults.add(rows, repeated, "date", lambda place: f"duplicate of row {before[place]}; each symbol has one row a date")
     order = np.argsort(codes, kind="stable")  # file order inside each symbol
     code, session = codes[order], rows["session"].to_numpy()[order]
     falls = np.zeros(len(rows), dtype=bool)
     falls[order[1:]] = (code[1:] == code[:-1]) & (session[1:] < session[:-1])
     faults.add(rows, falls, "date", "the date is before that of the symbol's row above; sort the file by symbol, date")
 
-# %% ../nbs/10_market.ipynb #5280e068
+# %% ../nbs/10_market.ipynb #c83dd804
 NOISE = 1e-6  # relative; what rounding of adjusted prices can do
 
 
@@ -251,7 +279,7 @@ def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
     for column in ("close", "adj_close"):
         faults.add(rows, rows[column].isna(), column, "the price is missing; leave the row out, or give its price")
     high, low = rows["high"].to_numpy(), rows["low"].to_numpy()
-    faults.add(rows, high < low * (1 - NOISE), "high", _per_row("high is below low", rows["low"]))
+    faults.add(rows, high < low * (1 - NOISE), "high", lambda place: f"high is below low {low[place]:.6g}")
     crossed = (high < low) & (high >= low * (1 - NOISE))
     faults.add(rows, crossed, "high", "high was below low by rounding; the two were exchanged", "repaired")
     for column in ("open", "close"):
@@ -262,20 +290,36 @@ def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
         return rows
     return rows.assign(high=np.where(crossed, low, high), low=np.where(crossed, high, low))
 
-
-def _per_row(text: str, values: pd.Series) -> pd.Series:
-    return text + " " + values.round(6).astype("str")
-
 # %% ../nbs/10_market.ipynb #d72ebc8f
 def note_oddities(rows: pd.DataFrame, faults: Faults) -> None:
     """Note weekend bars and adjusted closes that halved or doubled since the symbol's last bar."""
     weekend = rows["session"].dt.dayofweek >= 5
     faults.add(rows, weekend, "session", "a Saturday or Sunday; kept, since some markets trade then", "note")
-    moves = np.log(rows["adj_close"]).groupby(rows["symbol"]).diff()
-    told = "halved or doubled since the bar before; a split, an error or real: left as it is"
-    faults.add(rows, moves.abs() > np.log(2), "adj_close", told, "note")
+    codes, jumped = pd.factorize(rows["symbol"])[0], np.zeros(len(rows), dtype=bool)
+    for block in bar_quality.blocks(codes):
+        with np.errstate(invalid="ignore"):
+            jumped[block.order] = np.abs(block.log_return(rows, "adj_close")) > np.log(2)
+    faults.add(rows, jumped, "adj_close", "halved or doubled since the bar before; a split, an error or real: left as it is", "note")
 
 # %% ../nbs/10_market.ipynb #c50f9abc
+def _panel(rows: pd.DataFrame, file: str) -> pd.DataFrame:
+    """Checked rows in the panel's shape, column by column, so that no second copy of them is made."""
+    symbols, session = rows["symbol"].cat, rows["session"].to_numpy()
+    codes = np.argsort(np.argsort(symbols.categories)).astype(np.int32)[symbols.codes.to_numpy()]
+    later, same = session[1:] > session[:-1], session[1:] == session[:-1]
+    order = None if (later | (same & (codes[1:] > codes[:-1]))).all() else np.lexsort((codes, session))
+    if "source" not in rows:
+        rows = rows.assign(source=pd.Categorical.from_codes(np.zeros(len(rows), dtype=np.int8), [file]))
+    kinds = {"session": SESSION_DTYPE, "symbol": "str", "source": "str", **dict.fromkeys(NUMBERS, "float64")}
+    rows, columns = rows.drop(columns=[name for name in rows if name not in kinds]), {}
+    for name in (name for name in PANEL if name in kinds):
+        values = rows.pop(name)
+        values = values if order is None else values.take(order)
+        columns[name] = values.astype(kinds[name]).array
+    columns["available_at"] = available_at(pd.Series(columns["session"])).array
+    return pd.DataFrame(columns, copy=False)
+
+# %% ../nbs/10_market.ipynb #58ff2385
 def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check bars and put them into the panel's shape.
 
@@ -303,7 +347,7 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     """
     faults = Faults(file) if faults is None else faults
     require_columns(rows, ["row", "symbol", *NUMBERS], file)
-    rows = rows.assign(symbol=rows["symbol"].fillna("").astype("str"))
+    rows = rows.assign(symbol=_texts(rows["symbol"]))
     if "session" not in rows:
         rows = rows.assign(session=parse_sessions(rows, faults))
     rows = rows.assign(date=rows.get("date", rows["session"]), session=rows["session"].astype(SESSION_DTYPE))
@@ -312,9 +356,7 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     rows = check_values(rows, faults)
     refuse(faults)
     note_oddities(rows, faults)
-    rows = rows.assign(source=rows["source"] if "source" in rows else file, available_at=available_at(rows["session"]))
-    panel = rows[list(PANEL)].sort_values(["session", "symbol"], ignore_index=True)
-    return panel.astype({"symbol": "str", "source": "str", **dict.fromkeys(NUMBERS, "float64")}), faults.frame()
+    return _panel(rows, file), faults.frame()
 
 # %% ../nbs/10_market.ipynb #b549cf7d
 ALIASES: dict[str, str] = {
@@ -328,16 +370,22 @@ MAGIC: dict[bytes, str] = {
 }
 
 
-def _content(path: Path, what: str) -> bytes:
-    """The bytes of a file that must exist and not be empty; `what` names it in the message."""
+def _size(path: Path) -> int:
+    """Bytes of a file that must exist and not be empty, without the blanks at its end."""
     if path.is_dir():
-        raise DataError(f"{what} {path} is a folder; name the file in it, in the [market] settings.")
+        raise DataError(f"The file {path} is a folder; name the file in it, in the [market] settings.")
     if not path.is_file():
-        raise DataError(f"{what} {path} does not exist; check the [market] settings.")
-    data = path.read_bytes()
-    if not data.strip():
-        raise DataError(f"{what} {path.name} is empty: it has no rows. Write the bars into it, or name another file.")
-    return data
+        raise DataError(f"The file {path} does not exist; check the [market] settings.")
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        while size:
+            low = max(size - 65536, 0)
+            file.seek(low)
+            kept = file.read(size - low).rstrip()
+            if kept:
+                return low + len(kept)
+            size = low
+    raise DataError(f"The file {path.name} is empty: it has no rows. Write the bars into it, or name another file.")
 
 
 def _kind(data: bytes) -> str | None:
@@ -353,31 +401,63 @@ def _kind(data: bytes) -> str | None:
     return "binary data" if b"\0" in data[:65536] else None
 
 # %% ../nbs/10_market.ipynb #a5f584a3
-def _plain_text(path: Path, data: bytes) -> str:
-    """The text of a csv file, unpacked if its name ends in .gz."""
+class _Head(io.RawIOBase):
+    """The first `size` bytes of an open file."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self.file, self.left = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(min(len(buffer), self.left))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        return len(data)
+
+
+def _not_csv(path: Path, kind: str) -> DataError:
+    return DataError(f"{path.name} is not a csv file: it holds {kind}. Name the right file, or set the provider that fits it.")
+
+
+def _csv_source(path: Path) -> Callable[[], Any]:
+    """What opens a csv file's bytes, unpacked if its name ends in .gz; refuses what is no text."""
+    size, data = _size(path), b""
     if path.suffix == ".gz":
         try:
-            data = gzip.decompress(data)
+            data = gzip.decompress(path.read_bytes()).rstrip()
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{path.name} is not a complete gzip file ({error}); fetch or write it again.") from error
-    kind = _kind(data)
+
+    def start() -> Any:
+        return io.BufferedReader(_Head(io.BytesIO(data), len(data)) if path.suffix == ".gz" else _Head(path.open("rb"), size))
+
+    lines, rest = 1, b""
+    with start() as file:
+        while part := file.read(1 << 20):
+            if lines == 1 and not rest and (kind := _kind(part)):
+                raise _not_csv(path, kind)
+            whole, newline, rest = (rest + part).rpartition(b"\n")  # whole lines, so that no letter is cut
+            _check_text(path, whole + newline, lines)
+            lines += whole.count(b"\n") + bool(newline)
+    _check_text(path, rest, lines)
+    return start
+
+
+def _check_text(path: Path, data: bytes, first: int) -> None:
+    """Refuse bytes that are no text; `first` is the file's row that they begin with."""
     try:
-        text = data.decode("utf-8-sig")
+        data.decode("utf-8")
+        at, kind = data.find(b"\0"), "binary data (a NUL byte)"
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        kind, detail = kind or "no UTF-8 text", f" (row {line})"
-    else:
-        detail = ""
-    if kind:
-        raise DataError(
-            f"{path.name} is not a csv file: it holds {kind}{detail}. "
-            "Name the right file, or set the provider that fits it."
-        )
-    return text
+        at, kind = error.start, "no UTF-8 text"
+    if at >= 0:
+        raise _not_csv(path, f"{kind} (row {first + data[:at].count(bytes([10]))})")
 
-
-def _names(columns: Sequence[str], needed: Sequence[str], file: str) -> list[str]:
-    """Column names in lower case, with aliases resolved; refuses missing and ambiguous ones."""
+# %% ../nbs/10_market.ipynb #7f2ea856
+def _names(columns: Sequence[str], needed: Sequence[str], numbers: Sequence[str], file: str, faults: Faults) -> list[str]:
+    """Column names in lower case, with aliases resolved; refuses missing and ambiguous ones, notes those that are not read."""
     plain = [re.sub(r"[\s_]+", "_", str(name).strip().lower()) for name in columns]
     names = [ALIASES.get(name, name) for name in plain]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -388,9 +468,40 @@ def _names(columns: Sequence[str], needed: Sequence[str], file: str) -> list[str
     if missing:
         hint = " Separate columns by commas." if len(names) == 1 and re.search(r"[;\t|]", str(columns[0])) else ""
         raise DataError(f"{file}, row 1: missing column(s) {missing}; it has {[str(c) for c in columns][:20]}.{hint}")
+    unread = pd.DataFrame({"row": 1, "symbol": "", "name": [n for n in names if n not in (*needed, *numbers)]})
+    faults.add(unread, np.ones(len(unread), dtype=bool), "name", "this column is not read", "note")
     return names
 
 # %% ../nbs/10_market.ipynb #c5f9cf7a
+CHUNK = 500_000  # rows of a csv file read at a time
+
+
+def _as_text(start: Callable[[], Any]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(start(), encoding="utf-8-sig", newline="")
+
+
+def _csv_parts(start: Callable[[], Any], options: Mapping[str, Any], kept: Sequence[str]) -> list[pd.DataFrame]:
+    """The columns `kept` of a csv file, a chunk of rows each, texts as categories; `row` counts from the header, 1."""
+    with _as_text(start) as text, pd.read_csv(text, **options) as reader:
+        parts = []
+        for part in reader:
+            texts = {name: part[name].astype("category") for name in kept if part[name].dtype.kind != "f"}
+            parts.append(pd.DataFrame({**{name: part[name] for name in kept}, **texts, "row": part.index.to_numpy() + 2}, copy=False))
+    return parts
+
+
+def _joined(parts: list[pd.DataFrame], file: str) -> pd.DataFrame:
+    """The chunks as one table, one column at a time."""
+    if not sum(map(len, parts)):
+        raise DataError(f"{file} is empty: it has a header and no rows. Write the bars into it, or name another file.")
+    columns = {}
+    for name in list(parts[0]):
+        values = [part.pop(name) for part in parts]
+        is_text = isinstance(values[0].dtype, pd.CategoricalDtype)
+        columns[name] = pd.api.types.union_categoricals(values) if is_text else np.concatenate([value.to_numpy() for value in values])
+    return pd.DataFrame(columns, copy=False)
+
+# %% ../nbs/10_market.ipynb #a13b151d
 def read_csv(path: Path, needed: Sequence[str], numbers: Sequence[str], faults: Faults) -> pd.DataFrame:
     """Read a csv file strictly: texts stay texts (a ticker `NA`, `TRUE` or `1E5` survives), numbers are numbers.
 
@@ -404,37 +515,32 @@ def read_csv(path: Path, needed: Sequence[str], numbers: Sequence[str], faults: 
     DataFrame
         `row` (header = 1), texts as str, numbers as float64.
     """
-    text = _plain_text(path, _content(path, "The file")).rstrip() + "\n"
-    names = _names(next(csv.reader(io.StringIO(text))), needed, path.name)
+    start = _csv_source(path)
+    with _as_text(start) as text:
+        names = _names(next(csv.reader(text)), needed, numbers, path.name, faults)
     floats = [name for name in names if name in numbers]
-    types = dict.fromkeys(names, "str") | dict.fromkeys(floats, "float64")
+    kept = [name for name in names if name in (*needed, *numbers)]
     options: dict[str, Any] = {
-        "names": names, "header": 0, "index_col": False, "keep_default_na": False, "skip_blank_lines": False,
+        "names": names, "header": 0, "index_col": False, "keep_default_na": False, "skip_blank_lines": False, "chunksize": CHUNK,
         "na_values": {name: list(MISSING_NUMBERS) for name in floats}, "float_precision": "round_trip",
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             try:
-                frame = pd.read_csv(io.StringIO(text), dtype=types, **options)
+                parts = _csv_parts(start, {**options, "dtype": dict.fromkeys(names, "str") | dict.fromkeys(floats, "float64")}, kept)
             except pd.errors.ParserError:
                 raise
             except ValueError:  # a text among the numbers: read texts, and find it
-                frame = pd.read_csv(io.StringIO(text), dtype="str", **options)
-        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            raise DataError(
-                f"{path.name} is not a regular csv table: {str(error).strip()}. Each row needs {len(names)} fields."
-            ) from error
-    frame = frame.assign(row=np.arange(2, len(frame) + 2))
-    return _numbers(frame, floats, needed, path.name, faults)
+                parts = _csv_parts(start, {**options, "dtype": "str"}, kept)
+        except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
+            said = re.sub(r"starting at row (\d+)", lambda match: f"starting at row {int(match[1]) + 1}", str(error).strip())  # pandas counts from 0
+            raise DataError(f"{path.name} is not a regular csv table: {said}. Each row needs {len(names)} fields.") from error
+    return _joined([_numbers(part, floats, path.name, faults) for part in parts], path.name)
 
 # %% ../nbs/10_market.ipynb #572c8352
-def _numbers(
-    frame: pd.DataFrame, floats: Sequence[str], needed: Sequence[str], file: str, faults: Faults
-) -> pd.DataFrame:
+def _numbers(frame: pd.DataFrame, floats: Sequence[str], file: str, faults: Faults) -> pd.DataFrame:
     """Turn the columns `floats` into float64; what cannot be turned is a fault of its row."""
-    if frame.empty:
-        raise DataError(f"{file} is empty: it has a header and no rows. Write the bars into it, or name another file.")
     rows = frame if "symbol" in frame else frame.assign(symbol="")
     out = {}
     for name in floats:
@@ -473,33 +579,58 @@ def read_parquet(path: Path, needed: Sequence[str], numbers: Sequence[str], faul
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = _content(path, "The file")
-    if not (data.startswith(b"PAR1") and data.endswith(b"PAR1")):
-        kind = "a truncated Parquet file" if data.startswith(b"PAR1") else _kind(data) or "text, perhaps csv"
+    _size(path)
+    with path.open("rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(-min(opened.seek(0, os.SEEK_END), 4), os.SEEK_END)
+        whole = opened.read(4) == b"PAR1"
+    if not (head.startswith(b"PAR1") and whole):
+        kind = "a truncated Parquet file" if head.startswith(b"PAR1") else _kind(head) or "text, perhaps csv"
         raise DataError(
             f"{path.name} is not a Parquet file: it holds {kind}. "
             "Name the right file, or set the provider that fits it."
         )
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        columns = [c for c in file.schema_arrow.names if "." not in c]
-        names = _names(columns, needed, path.name)
-        keep = {old: new for old, new in zip(columns, names, strict=True) if new in (*needed, *numbers)}
-        _check_types(file.schema_arrow, keep, numbers, path.name)
-        frame = file.read(columns=list(keep)).to_pandas(
-            ignore_metadata=True, date_as_object=False, strings_to_categorical=False
-        )
+        with pq.ParquetFile(path) as file:
+            columns = [c for c in file.schema_arrow.names if "." not in c]
+            names = _names(columns, needed, numbers, path.name, faults)
+            keep = {old: new for old, new in zip(columns, names, strict=True) if new in (*needed, *numbers)}
+            _check_types(file.schema_arrow, keep, numbers, path.name)
+            found = {new: _arrow_column(file.read(columns=[old]).column(0), new in ("symbol", "sector", "date")) for old, new in keep.items()}
+            rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as Parquet ({str(error)[:120]}); write it again.") from error
-    frame = frame.rename(columns=keep).assign(row=np.arange(1, len(frame) + 1))
-    texts = frame.columns.intersection(["symbol", "sector"])
-    frame = frame.astype(dict.fromkeys(texts, "object"))  # a dictionary of texts is text
-    return _numbers(frame, [name for name in frame if name in numbers], needed, path.name, faults)
+    frame = pd.DataFrame({**found, "row": np.arange(1, rows + 1)}, copy=False)
+    if frame.empty:
+        raise DataError(f"{path.name} is empty: it has a header and no rows. Write the bars into it, or name another file.")
+    return _numbers(frame, [name for name in keep.values() if name in numbers], path.name, faults)
+
+
+def _arrow_column(column: Any, text: bool) -> Any:
+    """One Parquet column as pandas holds it: numbers and dates as NumPy arrays, texts as categories."""
+    import pyarrow.types as is_a
+
+    if text and not (is_a.is_date(column.type) or is_a.is_timestamp(column.type)):
+        column = column if is_a.is_dictionary(column.type) else column.dictionary_encode()
+        column = column.unify_dictionaries()
+        return pd.Categorical(column.to_pandas()) if is_a.is_null(column.type.value_type) else column.to_pandas().array
+    return column.to_pandas(date_as_object=False).array
 
 # %% ../nbs/10_market.ipynb #09694531
 def _read(path: Path, kind: str | None, needed: Sequence[str], numbers: Sequence[str], faults: Faults) -> pd.DataFrame:
     kind = kind or ("parquet" if path.suffix in (".parquet", ".pq") else "csv")
     return (read_parquet if kind == "parquet" else read_csv)(path, needed, numbers, faults)
+
+
+def _bars(path: Path, kind: str | None, symbol: str | None, faults: Faults) -> pd.DataFrame:
+    """The rows of a file of bars, with all columns that `validate` asks for."""
+    rows = _read(path, kind, (["date", "close"] if symbol else ["symbol", "date", "close"]), NUMBERS, faults)
+    if symbol:
+        rows = rows.assign(symbol=pd.Categorical.from_codes(np.zeros(len(rows), dtype=np.int8), [symbol]))
+    rows = rows.assign(**{name: np.nan for name in ("open", "high", "low", "volume") if name not in rows})
+    if "adj_close" not in rows or symbol:
+        rows = rows.assign(adj_close=rows["close"])
+    return rows
 
 
 def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -518,13 +649,7 @@ def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) ->
     (panel, faults) : as `validate`.
     """
     faults = Faults(path.name)
-    rows = _read(path, kind, (["date", "close"] if symbol else ["symbol", "date", "close"]), NUMBERS, faults)
-    if symbol:
-        rows = rows.assign(symbol=symbol)
-    rows = rows.assign(**{name: np.nan for name in ("open", "high", "low", "volume") if name not in rows})
-    if "adj_close" not in rows or symbol:
-        rows = rows.assign(adj_close=rows["close"])
-    return validate(rows, path.name, faults)
+    return validate(_bars(path, kind, symbol, faults), path.name, faults)  # handed over, not kept: the rows are held once
 
 # %% ../nbs/10_market.ipynb #fb80313a
 @dataclass(frozen=True)
