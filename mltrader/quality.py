@@ -300,7 +300,7 @@ def _ticks(found: pd.DataFrame) -> pd.DataFrame:
     return found[large & (back <= 0.1 * size + found["sd"])]
 
 
-def _spikes(panel: pd.DataFrame) -> pd.DataFrame:
+def _spikes(panel: pd.DataFrame, code: np.ndarray, symbols: np.ndarray) -> pd.DataFrame:
     """Bars whose high or low is far from both open and close."""
     if not {"open", "high", "low"} <= set(panel.columns):
         return _findings("spike", "high", [], [], [], [])
@@ -310,7 +310,7 @@ def _spikes(panel: pd.DataFrame) -> pd.DataFrame:
         at = np.flatnonzero(far)
         value = panel[column].to_numpy()[at]
         told = [f"{column} {v:.6g} is far from open and close ({c:.6g}); a bad tick?" for v, c in zip(value, close[at], strict=True)]
-        parts.append(_findings("spike", column, panel["symbol"].to_numpy()[at], panel["session"].to_numpy()[at], value, told))
+        parts.append(_findings("spike", column, symbols[code[at]], panel["session"].to_numpy()[at], value, told))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -333,7 +333,7 @@ def jumps(panel: pd.DataFrame) -> pd.DataFrame:
 
     told = [f"{np.expm1(r.change):+.1%}, and {np.expm1(r.next):+.1%} at the next bar: {abs(r.change - r.move) / r.sd:.0f} times its volatility and taken back; a bad tick?"
             for r in ticks.itertuples()]
-    parts = [of(ticks, "bad tick", np.exp(ticks["change"]), told), _spikes(panel)]
+    parts = [of(ticks, "bad tick", np.exp(ticks["change"]), told), _spikes(panel, code, symbols)]
     for kind, rows in splits.groupby("kind"):
         parts.append(of(rows, str(kind), np.exp(rows["change"]), [_evidence(r) for r in rows.itertuples()]))
     return pd.concat(parts, ignore_index=True).sort_values(["session", "symbol"], kind="stable", ignore_index=True)
@@ -393,9 +393,11 @@ def _of_symbols(table: pd.DataFrame, calendar: pd.DatetimeIndex, min_completenes
     told = [f"{p} of {e} sessions ({s:.1%}); below {min_completeness:.0%}" for p, e, s in zip(table["present"], table["expected"], table["share"], strict=True)]
     ends = [f"the last bar is of {day.date()}; it has none on {end.date() if len(calendar) else ''}" for day in last]
     parts = []
-    for kind, mask, value, text in (("incomplete", short, table["share"], told), ("last session missing", late, table["stale_sessions"], ends),
-                                    ("ended", over, table["stale_sessions"], ends)):
-        parts.append(_findings(kind, "session", table.loc[mask, "symbol"], last[mask], value[mask], pd.Series(text, index=table.index, dtype="str")[mask]))
+    for kind, column, mask, value, text in (
+        ("incomplete", "completeness", short, table["share"], told), ("last session missing", "last_session", late, table["stale_sessions"], ends),
+        ("ended", "last_session", over, table["stale_sessions"], ends),
+    ):
+        parts.append(_findings(kind, column, table.loc[mask, "symbol"], last[mask], value[mask], pd.Series(text, index=table.index, dtype="str")[mask]))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/07_quality.ipynb #4195f041
@@ -407,7 +409,7 @@ def examine(panel: pd.DataFrame, calendar: pd.DatetimeIndex, min_completeness: f
     panel : DataFrame
         One row per (session, symbol), sorted; cut at the session as of which it is judged.
     calendar : DatetimeIndex of shape (n_sessions,)
-        The sessions there should be; the last one is the session as of which the panel is judged.
+        The sessions there should be; completeness is measured up to the last one.
     min_completeness : float
         Share of its sessions below which a symbol is reported as incomplete.
 
@@ -415,13 +417,20 @@ def examine(panel: pd.DataFrame, calendar: pd.DatetimeIndex, min_completeness: f
     -------
     Report
     """
-    table, found, runs = completeness(panel, calendar), jumps(panel), stale_runs(panel)
-    by = panel.groupby("symbol", sort=True)["session"].agg(["max", "size"])
-    rows = by["size"].to_numpy()
-    after = len(calendar) - calendar.searchsorted(pd.DatetimeIndex(by["max"]), side="right")
+    keys = panel[["session", "symbol"]]
+    if len(calendar) and panel["session"].iloc[-1] > calendar[-1]:
+        keys = keys[keys["session"] <= calendar[-1]]  # later bars are judged, and were not asked for
+    found, runs = jumps(panel), stale_runs(panel)
+    code, symbols, place, days = _places(panel)
+    rows, last = np.bincount(code, minlength=len(symbols)), np.zeros(len(symbols), dtype=np.int32)
+    np.maximum.at(last, code, place)
+    table = completeness(keys, calendar).set_index("symbol").reindex(symbols).rename_axis("symbol").reset_index()
+    table = table.astype({"symbol": "str"}).fillna({"expected": 0, "present": 0, "missing": 0, "extra": 0, "last_present": False, "alive": True})
+    table = table.astype({**dict.fromkeys(("expected", "present", "missing", "extra"), "int64"), "last_present": bool, "alive": bool})
+    after = len(calendar) - calendar.searchsorted(days[last], side="right")
 
-    def count(symbols: pd.Series, weights: Any = None) -> np.ndarray:
-        return np.bincount(by.index.get_indexer(symbols), weights, minlength=len(by)) if len(symbols) else np.zeros(len(by))
+    def count(named: pd.Series, weights: Any = None) -> np.ndarray:
+        return np.bincount(pd.Index(symbols).get_indexer(named), weights, minlength=len(symbols)) if len(named) else np.zeros(len(symbols))
 
     split = found["kind"].isin(["split", "double adjustment"])
     splits, ticks, stale = count(found.loc[split, "symbol"]), count(found.loc[~split, "symbol"]), count(runs["symbol"], runs["length"]) / rows
@@ -430,5 +439,5 @@ def examine(panel: pd.DataFrame, calendar: pd.DatetimeIndex, min_completeness: f
                          score=table["share"].fillna(0.0) * (1 - stale) * sound)
     told = [f"{n} equal closes in a row, {a.date()} to {b.date()}" for n, a, b in zip(runs["length"], runs["first"], runs["last"], strict=True)]
     resting = _findings("stale", "close", runs["symbol"], runs["last"], runs["length"], told)
-    named = _of_symbols(table.assign(last=by["max"].to_numpy()), calendar, min_completeness)
-    return Report(table, pd.concat([named, found, resting, gaps(panel, calendar)], ignore_index=True))
+    named = _of_symbols(table.assign(last=days[last]), calendar, min_completeness)
+    return Report(table, pd.concat([named, found, resting, gaps(keys, calendar)], ignore_index=True))
