@@ -247,7 +247,7 @@ def _sync_text(result: dict[str, Any]) -> str:
         lines.append(f"  DEGRADED, stale since {result['degraded']['since']}: {result['degraded']['reason']}")
     for row in result["symbols"]:
         if row["kind"] == "revision":
-            size = "" if row["largest_change"] is None or row["largest_change"] != row["largest_change"] else f", by up to {row['largest_change']:.2%}"
+            size = "" if row["largest_change"] is None else f", by up to {row['largest_change']:.2%}"
             lines.append(f"  {row['symbol']}: history revised by the vendor from {row['revised_from']} on ({row['columns']}{size}); the older vintage is kept")
         elif row["kind"] == "added":
             lines.append(f"  {row['symbol']}: {row['rows_added']} rows added, {row['first']} to {row['last']}")

@@ -75,7 +75,7 @@ class VendorSettings(Section):
     attempts: int = Field(4, ge=1, le=5)  # per request
     timeout_seconds: float = Field(20.0, gt=0, le=60)  # one attempt, from connecting to the last byte
     deadline_seconds: float = Field(55.0, gt=0, le=60)  # all that one vendor's failed attempts and waits may cost a sync
-    backoff_seconds: float = Field(1.0, ge=0, le=10)  # the n-th wait is drawn from 0 to this times 2^n
+    backoff_seconds: float = Field(1.0, ge=0, le=10)  # the n-th wait is drawn from 0 to this times 2^(n-1)
     breaker_failures: int = Field(3, ge=1, le=10)  # requests that fail one after another before a host is left alone
     batch: int = Field(50, ge=1, le=500)  # symbols between two lines of progress
     overlap_sessions: int = Field(10, ge=1, le=250)  # stored sessions fetched again, to notice revisions

@@ -6,7 +6,7 @@
 __all__ = ['Answer', 'QUOTE', 'YAHOO', 'LONG', 'FRED_URL', 'MAX_RATE', 'LEFT_OUT', 'ROUNDING', 'VOLUME_ROUNDING', 'CHANGES',
            'Trouble', 'UnknownSymbol', 'Patience', 'retry_after', 'check_reply', 'Vendor', 'check_chart', 'YFinance',
            'within', 'read_series', 'Fred', 'last_closed', 'clean', 'differences', 'Refused', 'gate', 'point',
-           'publish', 'Plan', 'plan_sync', 'sync_vendor', 'vendors_of', 'sync_all']
+           'publish', 'Plan', 'plan_sync', 'News', 'sync_vendor', 'vendors_of', 'sync_all']
 
 # %% ../nbs/14_vendors.ipynb #52c31820
 import io
@@ -227,7 +227,7 @@ def _patient_session(vendor: "YFinance") -> Any:
                 try:
                     reply = send(method, target, **{**options, "timeout": timeout})  # curl: from resolving the name to the last byte
                 except curl.exceptions.RequestException as error:
-                    raise Trouble(f"{host} was not reached or broke off: {str(error).split('. See ')[0][:160]}") from error
+                    raise Trouble(f"{host} was not reached or broke off: {str(error).removeprefix('Failed to perform, ').split('. See ')[0][:160]}") from error
                 if is_chart:
                     check_chart(host, reply.status_code, reply.headers, reply.content, vendor.clock)
                 return reply
@@ -692,42 +692,62 @@ def _ask(vendor: Vendor, starts: Mapping[str, pd.Timestamp], calendar: pd.Dateti
     return clean(pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True), vendor, calendar)
 
 # %% ../nbs/14_vendors.ipynb #42f3bc55
-def _fetch(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Settings, clock: Clock) -> dict[str, Any]:
-    """Ask, compare, judge and publish; raises before anything is written if one of these fails."""
-    plan = plan_sync(vendor, symbols, cache, settings, clock)
-    folder, calendar, manifest = Path(cache) / "vendors" / vendor.name, plan.calendar, plan.manifest
-    if not plan.asked():
-        point(folder, manifest["vintage"], clock)
-        return _result(vendor, "current", manifest, [], pd.DataFrame(columns=list(CHANGES)), 0)
-    stored = read_vintage(cache, vendor.name, manifest) if manifest else pd.DataFrame(columns=list(SYNCED)).astype({"session": SESSION_DTYPE})
-    fresh, left_out = _ask(vendor, plan.asked(), calendar)
+@dataclass(frozen=True)
+class News:
+    """What a vendor's answer changes: `rows` to store, symbols whose older rows they replace, revisions, and rows left out."""
+
+    rows: pd.DataFrame
+    replaced: list[str]
+    changed: pd.DataFrame
+    left_out: pd.DataFrame
+
+
+def _news(vendor: Vendor, plan: Plan, stored: pd.DataFrame) -> News:
+    """Ask for what is planned, compare it with what is stored, and ask again, whole, for symbols whose history was revised."""
     spans = stored.groupby("symbol")["session"].agg(["min", "max"])
     whole = {symbol for symbol, start in plan.asked().items() if symbol not in spans.index or start <= spans.at[symbol, "min"]}
+    fresh, left_out = _ask(vendor, plan.asked(), plan.calendar)
     changed = _changes(stored, fresh, plan.asked(), spans)
     if again := dict.fromkeys(sorted(set(changed["symbol"]) - whole), plan.begin):
-        rows, more = _ask(vendor, again, calendar)
+        rows, more = _ask(vendor, again, plan.calendar)
         changed = pd.concat([changed[~changed["symbol"].isin(again)], _changes(stored, rows, again, spans)])
         fresh = pd.concat([fresh[~fresh["symbol"].isin(again)], rows], ignore_index=True)
         left_out = pd.concat([left_out, more], ignore_index=True).drop_duplicates()
     replaced = sorted((whole & set(fresh["symbol"])) | set(changed["symbol"]))
-    new = fresh[fresh["symbol"].isin(replaced) | ~(fresh["session"] <= _of(fresh, spans["max"]))].sort_values(["symbol", "session"], ignore_index=True)
-    merged = pd.concat([stored[~stored["symbol"].isin(replaced)], new], ignore_index=True) if len(stored) else new
-    gate(merged, stored, symbols, vendor, settings, calendar)
-    if new.empty:
+    new = fresh["symbol"].isin(replaced) | ~(fresh["session"] <= _of(fresh, spans["max"]))
+    return News(fresh[new].sort_values(["symbol", "session"], ignore_index=True), replaced, changed, left_out)
+
+
+def _fetch(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Settings, clock: Clock) -> dict[str, Any]:
+    """Ask, compare, judge and publish; raises before anything is written if one of these fails."""
+    plan = plan_sync(vendor, symbols, cache, settings, clock)
+    folder, manifest = Path(cache) / "vendors" / vendor.name, plan.manifest
+    if not plan.asked():
         point(folder, manifest["vintage"], clock)
-        return _result(vendor, "current", manifest, [], changed, len(left_out))
-    known = merged.groupby("symbol")["session"].agg(["min", "max", "size"])
-    kind = "first" if manifest is None else "revision" if len(changed) else "append"
+        return _result(vendor, "current", manifest)
+    stored = read_vintage(cache, vendor.name, manifest) if manifest else pd.DataFrame(columns=list(SYNCED)).astype({"session": SESSION_DTYPE})
+    news = _news(vendor, plan, stored)
+    merged = pd.concat([stored[~stored["symbol"].isin(news.replaced)], news.rows], ignore_index=True) if len(stored) else news.rows
+    gate(merged, stored, symbols, vendor, settings, plan.calendar)
+    if news.rows.empty:
+        point(folder, manifest["vintage"], clock)
+        return _result(vendor, "current", manifest, news)
+    kind = "first" if manifest is None else "revision" if len(news.changed) else "append"
+    spans = merged.groupby("symbol")["session"].agg(["min", "max", "size"])
     document = {
         "vendor": vendor.name, "kind": kind, "parent": manifest and manifest["vintage"], "made_at": clock.now(),
-        "calendar": settings.market.calendar, "start": str(plan.begin.date()),
-        "last_session": str(merged["session"].max().date()), "files": manifest["files"] if manifest else [],
-        "symbols": {s: {"first": str(r["min"].date()), "last": str(r["max"].date()), "rows": int(r["size"])} for s, r in known.iterrows()},
-        "revisions": changed.to_dict("records"),
-        "left_out": [[r.symbol, str(r.session.date()), r.reason] for r in left_out.head(1000).itertuples()], "n_left_out": len(left_out),
+        "calendar": settings.market.calendar, "start": str(plan.begin.date()), "last_session": str(merged["session"].max().date()),
+        "files": manifest["files"] if manifest else [],
+        "symbols": {s: {"first": str(r["min"].date()), "last": str(r["max"].date()), "rows": int(r["size"])} for s, r in spans.iterrows()},
+        "revisions": _records(news.changed), "n_left_out": len(news.left_out),
+        "left_out": [[row.symbol, str(row.session.date()), row.reason] for row in news.left_out.head(1000).itertuples()],
     }
-    vintage = publish(folder, new, document, replaced, clock)
-    return _result(vendor, kind, {**document, "vintage": vintage}, new, changed, len(left_out))
+    vintage = publish(folder, news.rows, document, news.replaced, clock)
+    return _result(vendor, kind, {**document, "vintage": vintage}, news)
+
+
+def _records(changed: pd.DataFrame) -> list[dict[str, Any]]:
+    return changed.astype("object").where(changed.notna(), None).to_dict("records")
 
 
 def _changes(stored: pd.DataFrame, fresh: pd.DataFrame, starts: Mapping[str, pd.Timestamp], spans: pd.DataFrame) -> pd.DataFrame:
@@ -742,19 +762,20 @@ def _of(rows: pd.DataFrame, days: Mapping[str, pd.Timestamp] | pd.Series) -> np.
     return pd.Series(days, dtype=SESSION_DTYPE).reindex(rows["symbol"]).to_numpy()
 
 
-def _result(vendor: Vendor, status: str, manifest: Mapping[str, Any], new: Any, changed: pd.DataFrame, left_out: int) -> dict[str, Any]:
+def _result(vendor: Vendor, status: str, manifest: Mapping[str, Any], news: News | None = None) -> dict[str, Any]:
     """What a sync reports: one entry a symbol with what was added or revised."""
-    added = new.groupby("symbol").size().to_dict() if len(new) else {}
-    by_symbol = {row["symbol"]: row for row in changed.to_dict("records")}
+    added = {} if news is None else news.rows.groupby("symbol").size().to_dict()
+    revised = {} if news is None else {row["symbol"]: row for row in _records(news.changed)}
     rows = [
         {"symbol": symbol, "rows_added": int(added.get(symbol, 0)), **span,
-         "kind": "revision" if symbol in by_symbol else "added" if symbol in added else "current",
-         "revised_from": by_symbol.get(symbol, {}).get("first_session"), "columns": by_symbol.get(symbol, {}).get("columns"),
-         "largest_change": by_symbol.get(symbol, {}).get("largest_change")}
+         "kind": "revision" if symbol in revised else "added" if symbol in added else "current",
+         "revised_from": revised.get(symbol, {}).get("first_session"), "columns": revised.get(symbol, {}).get("columns"),
+         "largest_change": revised.get(symbol, {}).get("largest_change")}
         for symbol, span in manifest["symbols"].items()
     ]
     return {"vendor": vendor.name, "status": status, "vintage": manifest["vintage"], "last_session": manifest["last_session"], "degraded": None,
-            "requests": vendor.patience.requests, "rows_added": int(sum(added.values())), "left_out": left_out, "symbols": rows}
+            "requests": vendor.patience.requests, "rows_added": int(sum(added.values())), "left_out": 0 if news is None else len(news.left_out),
+            "symbols": rows}
 
 # %% ../nbs/14_vendors.ipynb #eb59badd
 def sync_vendor(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Settings, clock: Clock | None = None) -> dict[str, Any]:
@@ -790,8 +811,7 @@ def sync_vendor(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: S
             raise
         mark = {"since": manifest["last_session"], "at": clock.now().isoformat(), "reason": str(error), "missing": getattr(error, "symbols", [])}
         point(Path(cache) / "vendors" / vendor.name, manifest["vintage"], clock, mark)
-        nothing = pd.DataFrame(columns=list(CHANGES))
-        return {**_result(vendor, "degraded", manifest, [], nothing, 0), "degraded": mark}
+        return {**_result(vendor, "degraded", manifest), "degraded": mark}
 
 # %% ../nbs/14_vendors.ipynb #f4750567
 def vendors_of(settings: Settings, cache: Path, clock: Clock | None = None, yahoo_url: str | None = None, fred_url: str = FRED_URL,

@@ -177,7 +177,8 @@ def test_degradation_is_marked_and_goes_away(chaos, tmp_path, monkeypatch, mode)
     assert done["degraded"]["since"] == str(TUESDAY.date()) and done["degraded"]["missing"] == (["CCC", "DDD"] if mode == "half" else [])
     assert {name: sha for name, sha in state(cache, "yfinance").items() if name != "current.json"} == kept
     output = market.run({"cache": {"folder": cache}}, wanted)
-    assert f"DEGRADED: yfinance is stale since {TUESDAY.date()}" in output.documents["summary"]["survivorship"]
+    assert f"DEGRADED: yfinance is stale since {TUESDAY.date()}" in output.documents["summary"]["degraded"][0]
+    assert "DEGRADED" in market.figure(output).axes[0].get_title(loc="left")
     assert market.remarks(output)["message"].str.contains("stale since").any()
     assert reports.vendor_state(wanted)["yfinance"]["degraded"]["since"] == str(TUESDAY.date())
     assert reports.write_inputs(wanted, None, None) == ["market"]
@@ -185,7 +186,7 @@ def test_degradation_is_marked_and_goes_away(chaos, tmp_path, monkeypatch, mode)
     again, _, _ = sync("yfinance", chaos.url, cache, WEDNESDAY, wanted)
     assert again["status"] == "append" and market.current_vintage(cache, "yfinance")["degraded"] is None
     assert reports.write_inputs(wanted, None, None) == ["market"]
-    assert "DEGRADED" not in market.run({"cache": {"folder": cache}}, wanted).documents["summary"]["survivorship"]
+    assert market.run({"cache": {"folder": cache}}, wanted).documents["summary"]["degraded"] == []
 
 
 def test_the_whole_way(chaos, tmp_path):
