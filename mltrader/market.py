@@ -1291,9 +1291,10 @@ def _degradation(manifest: Mapping[str, Any], vendor: str) -> list[str]:
 
 
 def _as_notes(messages: Sequence[str], file: str) -> pd.DataFrame:
-    faults = Faults(file)
-    rows = pd.DataFrame({"row": 0, "symbol": "", "vintage": list(messages)})
-    faults.add(rows, [True] * len(rows), "vintage", rows["vintage"], "note", values=pd.Series(["stale"] * len(rows)))
+    """Messages on a whole source as notes, for the remarks of the report."""
+    faults, nowhere = Faults(file), pd.DataFrame({"row": [0], "symbol": [""], "vintage": ["stale"]})
+    for message in messages:
+        faults.add(nowhere, [True], "vintage", message, "note")
     return faults.frame()
 
 
