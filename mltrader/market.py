@@ -6,14 +6,14 @@
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
            'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK', 'PACKAGED', 'MIN_AGREEMENT',
            'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'SYNCED',
-           'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'available_at',
-           'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys', 'check_values',
-           'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync', 'read_member',
-           'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData', 'read_packaged',
-           'read_rates', 'read_sectors', 'read_files', 'current_vintage', 'read_vintage', 'synced_symbols',
-           'read_synced', 'with_fred', 'read_provider', 'complete_sessions', 'resolve_as_of', 'choose_universe',
-           'members', 'no_members', 'is_member', 'coverage', 'vintages', 'data_digest', 'quality', 'schema',
-           'check_schema', 'price_rows', 'run', 'figure', 'table', 'remarks']
+           'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'LOW_SCORE',
+           'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
+           'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
+           'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
+           'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage', 'read_vintage',
+           'synced_symbols', 'read_synced', 'with_fred', 'read_provider', 'complete_sessions', 'resolve_as_of',
+           'choose_universe', 'members', 'no_members', 'is_member', 'coverage', 'vintages', 'data_digest', 'quality',
+           'schema', 'check_schema', 'price_rows', 'run', 'figure', 'table', 'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -1506,6 +1506,8 @@ def is_member(panel: pd.DataFrame, spells: pd.DataFrame) -> np.ndarray:
     def day(values: Any) -> np.ndarray:
         return np.asarray(values).astype("datetime64[D]").astype("int64")
 
+    if spells.empty:
+        return np.zeros(len(panel), dtype=bool)
     names = pd.Index(spells["symbol"].unique())
     code, symbols = pd.factorize(panel["symbol"])
     of = names.get_indexer(symbols)[code]
@@ -1525,8 +1527,8 @@ def coverage(panel: pd.DataFrame, spells: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         `session members present missing share`: known members on that session, those with a bar in the panel, and those without.
     """
-    days = pd.DatetimeIndex(panel["session"].unique())
-    ends = days[np.append(days.year[1:] != days.year[:-1], True)]
+    days = pd.DatetimeIndex(panel["session"].unique()) if len(spells) else pd.DatetimeIndex([]).as_unit("us")
+    ends = days[np.append(days.year[1:] != days.year[:-1], True)[: len(days)]]
     rows = panel[panel["session"].isin(ends)]
     present = rows.loc[is_member(rows, spells), "session"].value_counts().reindex(ends, fill_value=0).to_numpy()
     known = [spells.loc[(spells["start"] <= day) & ~(spells["end"] <= day), "symbol"].nunique() for day in ends]
@@ -1614,7 +1616,8 @@ def schema(name: str) -> Any:
 
     price, share = "a price must be a finite number above 0", pa.Column(float, pa.Check.in_range(0, 1), nullable=True)
     symbol = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE))
-    session, count = pa.Column(SESSION_DTYPE), pa.Column("int64", pa.Check.ge(0))
+    unit = pa.Check(lambda x: str(x.dtype) == SESSION_DTYPE, name=f"the type must be {SESSION_DTYPE}")  # pandera itself takes any unit
+    session, count = pa.Column(SESSION_DTYPE, unit), pa.Column("int64", pa.Check.ge(0))
     finite = pa.Column(float, pa.Check(lambda x: ~np.isinf(x), name="the value must be finite"), nullable=True)
     once = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE), unique=True)
     if name == "panel":
@@ -1625,7 +1628,7 @@ def schema(name: str) -> Any:
                   pa.Check(lambda x: ~(x["high"] < x["low"]), name="high must not be below low")]
         return pa.DataFrameSchema(columns, checks=checks, strict=True, ordered=True, name=name)
     if name == "index":
-        rising = pa.Column(SESSION_DTYPE, pa.Check(lambda x: x.diff().isna() | (x.diff() > pd.Timedelta(0)), name="sessions must rise"))
+        rising = pa.Column(SESSION_DTYPE, [unit, pa.Check(lambda x: x.diff().isna() | (x.diff() > pd.Timedelta(0)), name="sessions must rise")])
         columns = {"session": rising, **{c: number(0, price, True) for c in INDEX[1:6]}, **{c: finite for c in RATES}}
         return pa.DataFrameSchema(columns, strict=True, ordered=True, name=name)
     if name == "sectors":
@@ -1650,15 +1653,17 @@ def check_schema(frame: pd.DataFrame, name: str, where: str) -> None:
     try:
         schema(name).validate(frame, lazy=True, inplace=True)
     except pa.errors.SchemaErrors as error:
-        cases = error.failure_cases
-        first = cases.sort_values("index", kind="stable", na_position="first").iloc[0]
+        cases = error.failure_cases.assign(whole=error.failure_cases["schema_context"] != "Column")  # rules on whole rows list every column
+        cases = cases.drop_duplicates(["whole", "check", "index"]) if not cases["check"].str.startswith("column_in").any() else cases
+        first = cases.sort_values(["whole", "index"], kind="stable", na_position="first").iloc[0]
         row = first["index"]
         known = isinstance(row, (int, np.integer, float)) and not pd.isna(row)
         place = f", row {int(row) + 1}, symbol {frame['symbol'].loc[row] if 'symbol' in frame else '–'}" if known else ""
-        column = first["column"] if isinstance(first["column"], str) and first["column"] else first["failure_case"]
+        column = first["failure_case"] if str(first["check"]).startswith("column_in") else first["column"]
         more = f" And {len(cases) - 1} more." if len(cases) > 1 else ""
+        inside = "" if first["whole"] and column == first["column"] else f" in column {column}"
         raise DataError(
-            f"{where}: the {name} frame breaks its contract in column {column}{place}: {first['check']} (found {_shown(first['failure_case'])}).{more}"
+            f"{where}: the {name} frame breaks its contract{inside}{place}: {first['check']} (found {_shown(first['failure_case'])}).{more}"
         ) from error
 
 # %% ../nbs/10_market.ipynb #40391656
@@ -1835,8 +1840,18 @@ def _lanes(output: TaskOutput) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return lanes
 
 
+LOW_SCORE = 0.9  # scores below are shown in colour
+
+
+def _marks(output: TaskOutput) -> pd.DataFrame:
+    """The suspected splits and bad ticks among the notes."""
+    found = output.frames["faults"]
+    return found[(found["file"] == "panel") & found["column"].isin(["adj_close", "high", "low"])]
+
+
 def figure(output: TaskOutput) -> "Figure":
-    """Coverage: which symbol has whole bars or closes only, and where index, VIX and rates are known."""
+    """Coverage and quality: where a symbol has whole bars or closes only, how complete and sound they are, and where index, VIX and rates are known."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     from mltrader import figures
@@ -1850,26 +1865,53 @@ def figure(output: TaskOutput) -> "Figure":
             ax.barh(place, length, left=start, height=0.7, color=colors[kind])
     ax.set_yticks(range(len(lanes)), [name for name, _, _ in lanes], fontsize=8)
     ax.set_ylim(len(lanes) - 0.3, -0.7)
+    scores = output.frames["quality"].set_index("symbol")
+    names = [name for name, _, _ in lanes if name in scores.index]
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(names)), [f"{scores.at[n, 'completeness']:.1%}  {scores.at[n, 'score']:.2f}" for n in names], fontsize=7.5)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    for label, name in zip(right.get_yticklabels(), names, strict=True):
+        label.set_color(figures.PALETTE[5] if scores.at[name, "score"] < LOW_SCORE else figures.MUTED)
+    ax.text(1.005, 1.0, "complete  score", transform=ax.transAxes, fontsize=7.5, color=figures.MUTED, va="bottom")
+    marks = _marks(output)
+    marks = marks[marks["symbol"].isin(names)]
+    days = marks["session"].to_numpy().astype("datetime64[D]").astype("int64")
+    ax.plot(days, [names.index(name) for name in marks["symbol"]], ls="", marker="v", ms=7, color=figures.PALETTE[5], mec=figures.PAPER)
     ax.xaxis_date()
     ax.set_xlabel("session")
     span, share = f"{summary['first_session']} to {summary['as_of']}", summary["touch_inputs"]["high_low"]
     shown = "" if summary["symbols"] <= 60 else " (60 shown)"
-    finding = "\n".join([*summary["degraded"], f"{summary['symbols']} symbols{shown}, {summary['rows']:,} bars, {span}; whole bars in {share:.0%}"])
-    ax.set_title(f"{finding}\n{textwrap.fill(summary['survivorship'], 105)}", fontsize=9, loc="left")
+    finding = f"{summary['symbols']} symbols{shown}, {summary['rows']:,} bars, {span}; whole bars in {share:.0%}"
+    found, worst = summary["quality"], scores["score"].idxmin()
+    finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {found['splits']} suspected split(s), {found['bad_ticks']} bad tick(s); "
+                f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}")
+    ax.set_title("\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]), fontsize=9, loc="left")
     handles = [Patch(color=colors[kind], label=label) for kind, _, label in kinds]
-    picture.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    handles.append(Line2D([], [], ls="", marker="v", ms=7, color=figures.PALETTE[5], label="suspected split or bad tick"))
+    picture.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return picture
 
 # %% ../nbs/10_market.ipynb #d20fea75
 def table(output: TaskOutput) -> pd.DataFrame:
-    """Quality per symbol, readable: the 30 with the most faults or the least history first if there are more."""
+    """Quality per symbol, readable: the 30 of the lowest score and the most faults if there are more."""
     shown = output.frames["quality"]
     if len(shown) > 30:
-        shown = shown.sort_values(["faults", "rows"], ascending=[False, True]).head(30)
+        shown = shown.sort_values(["score", "faults", "rows"], ascending=[True, False, True]).head(30)
     days = {name: shown[name].dt.date for name in ("first_session", "last_session")}
-    shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume")}
-    names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %"}
-    return shown.assign(**days, **shares).rename(columns=names).reset_index(drop=True)
+    shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume", "completeness", "stale_share")}
+    names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %", "completeness": "complete %",
+             "stale_share": "stale %", "bad_ticks": "bad ticks", "stale_sessions": "sessions since last"}
+    shown = shown.assign(**days, **shares, score=shown["score"].round(3)).drop(columns=["expected", "last_present", "alive"])
+    return shown.rename(columns=names).reset_index(drop=True)
+
+
+def coverage_table(output: TaskOutput) -> pd.DataFrame:
+    """Of an index's known members at the end of each year, how many the panel has, readable; empty if no index was asked for."""
+    shown = output.frames["membership"]
+    share = (100 * shown["share"]).round(1)
+    names = {"members": "known members", "present": "in the panel", "share": "in the panel %"}
+    return shown.assign(session=shown["session"].dt.date, share=share).rename(columns=names)
 
 
 def remarks(output: TaskOutput) -> pd.DataFrame:
