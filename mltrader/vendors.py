@@ -9,6 +9,7 @@ __all__ = ['Answer', 'QUOTE', 'YAHOO', 'LONG', 'FRED_URL', 'MAX_RATE', 'LEFT_OUT
            'publish', 'Plan', 'plan_sync', 'News', 'sync_vendor', 'vendors_of', 'sync_all']
 
 # %% ../nbs/14_vendors.ipynb #52c31820
+import csv
 import io
 import json
 import logging
@@ -194,10 +195,10 @@ def check_chart(host: str, status: int, headers: Mapping[str, str], body: bytes,
     if status in (401, 403):
         return  # yfinance asks again with another cookie
     try:
-        said = json.loads(body) if status in (200, 404) and body.strip() else None
+        said = json.loads(body) if status in (200, 400, 404, 422) and body.strip() else None
         chart = said["chart"] if said is not None else None
         result, error = (chart.get("result"), chart.get("error")) if chart is not None else (None, None)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         check_reply(host, status, headers, body, clock)
         raise Trouble(f"{host} sends broken JSON with HTTP {status}") from None
     if error:
@@ -206,9 +207,12 @@ def check_chart(host: str, status: int, headers: Mapping[str, str], body: bytes,
     if not isinstance(result, list) or not result or not isinstance(result[0], dict):
         raise Trouble(f"{host} sends a chart without a result")
     if "timestamp" in result[0]:
-        inside = result[0].get("indicators") or {}
-        quote, adjusted = (inside.get("quote") or [{}])[0], (inside.get("adjclose") or [{}])[0]
-        missing = [*(name for name in QUOTE if name not in quote), *([] if "adjclose" in adjusted else ["adjclose"])]
+        try:
+            inside = result[0]["indicators"]
+            quote, adjusted = (inside.get("quote") or [{}])[0], (inside.get("adjclose") or [{}])[0]
+            missing = [*(name for name in QUOTE if name not in quote), *([] if "adjclose" in adjusted else ["adjclose"])]
+        except (KeyError, TypeError, AttributeError, IndexError):
+            missing = [*QUOTE, "adjclose"]
         if missing:
             raise Trouble(f"{host} changed its columns: {missing} are not there any more; update yfinance, or wait for it", again=False)
 
@@ -302,9 +306,10 @@ class YFinance:
         return pd.concat(parts, ignore_index=True)
 
     def _batch(self, yahoo: Any, session: Any, symbols: list[str], start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-        logger, debug = logging.getLogger("yfinance"), yahoo.config.debug
-        level, hidden = logger.level, debug.hide_exceptions
-        logger.setLevel(logging.CRITICAL)  # what it would print is in `unknown` and `troubles`
+        loggers, debug = [logging.getLogger(name) for name in ("yfinance", "bs4.dammit")], yahoo.config.debug
+        levels, hidden = [logger.level for logger in loggers], debug.hide_exceptions
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)  # what they would print is in `unknown` and `troubles`
         debug.hide_exceptions = False  # else a failed look-up of the time zone starts four more requests
         yahoo.data.YfData.cache_get.cache_clear()  # a process that syncs twice must ask twice
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -319,10 +324,11 @@ class YFinance:
         except Exception as error:  # whatever it stumbles over, in answers that passed the checks
             raise VendorError(f"yfinance could not read what Yahoo sent ({type(error).__name__}: {str(error)[:120]}); try later, or update yfinance.") from error
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
             debug.hide_exceptions = hidden
         if self.troubles:
-            raise VendorError(f"Yahoo fails: {self.troubles[-1]}. Nothing was stored; run `mltrader data sync` again later.")
+            raise VendorError(f"Yahoo fails: {self.troubles[0]}. Nothing was stored; run `mltrader data sync` again later.")
         return _long_bars(raw, symbols)
 
 
@@ -369,14 +375,15 @@ def read_series(host: str, text: str, names: Sequence[str]) -> pd.DataFrame:
     Trouble
         If the text broke off, or has other columns than were asked for (then without `again`).
     """
-    lines = text.splitlines()
-    fields = lines[0].split(",") if lines else []
-    if fields[1:] != list(names):
-        raise Trouble(f"{host} changed its file: a date and {list(names)} were expected, it starts with {lines[0][:80]!r}", again=False)
-    if not text.endswith("\n") or any(line.count(",") != len(names) for line in lines):
+    lines = text.splitlines() or [""]
+    if not text.endswith("\n"):
         raise Trouble(f"{host} sends a file that breaks off after {len(lines)} lines")
-    frame = pd.read_csv(io.StringIO(text), dtype="str")
+    if lines[0].split(",")[1:] != list(names):
+        raise Trouble(f"{host} changed its file: a date and {list(names)} were expected, it starts with {lines[0][:80]!r}", again=False)
+    if any(line.count(",") != len(names) for line in lines):
+        raise Trouble(f"{host} sends a file that is broken inside its {len(lines)} lines")
     try:
+        frame = pd.read_csv(io.StringIO(text), dtype="str", quoting=csv.QUOTE_NONE)
         dates = pd.to_datetime(frame.iloc[:, 0], format="%Y-%m-%d")
         values = frame[list(names)].replace(".", None).astype("float64")
     except ValueError as error:
@@ -512,25 +519,24 @@ def differences(stored: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         `CHANGES`, one row per symbol that differs: first session, number of sessions, columns, and the largest relative change
-        of a price (NaN where sessions came or went, and nothing else).
+        of a price, or of the volume if no price changed (NaN if sessions came or went, and nothing else).
     """
     both = stored.merge(fresh, on=["symbol", "session"], how="outer", suffixes=("", "_new"), indicator="side")
-    alone, unequal, size = (both["side"] != "both").to_numpy(), {}, np.zeros(len(both))
+    alone, unequal, size = (both["side"] != "both").to_numpy(), {}, {}
     for name in NUMBERS:
         old, new = both[name].to_numpy(dtype="float64"), both[f"{name}_new"].to_numpy(dtype="float64")
         with np.errstate(invalid="ignore"):
             gap = np.abs(new - old) / np.maximum(np.abs(old), 0.01)
         known = ~np.isnan(old) & ~np.isnan(new)
         unequal[name] = ~alone & ((np.isnan(old) != np.isnan(new)) | (known & (gap > (VOLUME_ROUNDING if name == "volume" else ROUNDING))))
-        if name in PRICES:
-            size = np.fmax(size, np.where(unequal[name], gap, 0.0))
+        size[name] = np.where(unequal[name], gap, np.nan)
     flags = pd.DataFrame({**unequal, "sessions": alone})
     hit = flags.any(axis=1).to_numpy()
-    told = both.loc[hit, ["symbol", "session"]].assign(size=np.where(alone, np.nan, size)[hit])
+    told = both.loc[hit, ["symbol", "session"]].join(pd.DataFrame(size, index=both.index))
     names = np.array([*NUMBERS, "sessions"])
     rows = [
         {"symbol": symbol, "first_session": str(part["session"].min().date()), "sessions": len(part),
-         "columns": ", ".join(names[flags.loc[part.index].any(axis=0).to_numpy()]), "largest_change": float(part["size"].max())}
+         "columns": ", ".join(names[flags.loc[part.index].any(axis=0).to_numpy()]), "largest_change": float(part[list(PRICES)].max(axis=None) if part[list(PRICES)].notna().any(axis=None) else part["volume"].max())}
         for symbol, part in told.groupby("symbol", sort=True)
     ]
     return pd.DataFrame(rows, columns=list(CHANGES))
@@ -571,7 +577,7 @@ def gate(rows: pd.DataFrame, before: pd.DataFrame, symbols: Sequence[str], vendo
     short = [s for s in symbols if s in table.index and spans.at[s, "min"] > older.get(s)]
     said = getattr(vendor, "unknown", {})
     faults = [
-        (absent, "has no bars of {}" + (f" ({next(iter(said.values()))})" if said else "")), (late, f"has no bar of {due[-1].date()} for {{}}"),
+        (absent, "has no bars of {}" + _why(absent, said)), (late, f"has no bar of {due[-1].date()} for {{}}" + _why(late, said)),
         (thin, f"has fewer than {settings.market.min_completeness:.0%} of the sessions of {{}}"),
         (short, "has lost the beginning of the history of {}"),
     ]
@@ -583,6 +589,12 @@ def gate(rows: pd.DataFrame, before: pd.DataFrame, symbols: Sequence[str], vendo
             "force. Run `mltrader data sync` again later; a symbol that trades no more belongs into vendors.ended, one that never existed "
             "out of universe.symbols.", lacking,
         )
+
+
+def _why(symbols: Sequence[str], said: Mapping[str, str]) -> str:
+    """What the vendor says about the first of `symbols` about which it says anything."""
+    reason = next((said[symbol] for symbol in symbols if symbol in said), "")
+    return f" ({reason.replace('{', '(').replace('}', ')')})" if reason else ""
 
 
 def _some(symbols: Sequence[str]) -> str:
