@@ -89,8 +89,11 @@ class Patience:
         """Seconds that may still be lost."""
         return max(self.settings.deadline_seconds - self.lost, 0.0)
 
-    def ask(self, host: str, attempt: Callable[[float], Answer], attempts: int | None = None) -> Answer:
-        """The result of `attempt(timeout)`, tried up to `attempts` times (default: as the settings say).
+    def ask(self, host: str, attempt: Callable[[float], Answer], vital: bool = True) -> Answer:
+        """The result of `attempt(timeout)`, tried as often as the settings say.
+
+        What is not `vital` gets one attempt with a quarter of the time, and its host is left alone after the first failure, so that
+        a cookie that nobody needs does not use up the budget.
 
         Raises
         ------
@@ -99,15 +102,15 @@ class Patience:
         """
         from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
-        if self.failures.get(host, 0) >= self.settings.breaker_failures:
+        if self.failures.get(host, 0) >= (self.settings.breaker_failures if vital else 1):
             raise Trouble(f"{host} failed {self.failures[host]} times in a row and is left alone until the next sync", again=False)
         policy = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, Trouble) and error.again),
-            stop=stop_after_attempt(attempts or self.settings.attempts) | (lambda state: state.upcoming_sleep >= self.left()),
+            stop=stop_after_attempt(self.settings.attempts if vital else 1) | (lambda state: state.upcoming_sleep >= self.left()),
             wait=self._wait, sleep=self._pause, reraise=True,
         )
         try:
-            answer = policy(self._once, host, attempt)
+            answer = policy(self._once, host, attempt, self.settings.timeout_seconds / (1 if vital else 4))
         except UnknownSymbol:
             self.failures[host] = 0
             raise
@@ -117,13 +120,13 @@ class Patience:
         self.failures[host] = 0
         return answer
 
-    def _once(self, host: str, attempt: Callable[[float], Answer]) -> Answer:
+    def _once(self, host: str, attempt: Callable[[float], Answer], timeout: float) -> Answer:
         if self.left() <= 0:
             raise Trouble(f"{host}: the {self.settings.deadline_seconds:g} s that a sync may lose are used up", again=False)
         self.requests += 1
         begin = self.now()
         try:
-            return attempt(min(self.settings.timeout_seconds, self.left()))
+            return attempt(min(timeout, self.left()))
         except Trouble:
             self.lost += self.now() - begin
             raise
@@ -237,7 +240,7 @@ def _patient_session(vendor: "YFinance") -> Any:
                 return reply
 
             try:
-                return vendor.patience.ask(host, attempt, None if is_chart else 1)  # cookies help, but are not needed
+                return vendor.patience.ask(host, attempt, vital=is_chart)  # cookies help, but the chart service does not insist
             except UnknownSymbol as error:
                 vendor.unknown[unquote(place.path.rsplit("/", 1)[-1])] = str(error)
                 raise
@@ -573,7 +576,9 @@ def gate(rows: pd.DataFrame, before: pd.DataFrame, symbols: Sequence[str], vendo
     older = before.groupby("symbol")["session"].min().reindex(spans.index)
     absent = [symbol for symbol in symbols if symbol not in table.index]
     late = [s for s in symbols if s in table.index and s not in ended and spans.at[s, "max"] < due[-1]]
-    thin = [s for s in symbols if s in table.index and not table.at[s, "share"] >= settings.market.min_completeness]
+    own = {s: due[(due >= spans.at[s, "min"]) & (due <= spans.at[s, "max"])] for s in ended & set(table.index)}  # to its end, however recent
+    share = {s: table.at[s, "present"] / max(len(own[s]), 1) if s in own else table.at[s, "share"] for s in table.index}
+    thin = [s for s in symbols if s in share and not share[s] >= settings.market.min_completeness]
     short = [s for s in symbols if s in table.index and spans.at[s, "min"] > older.get(s)]
     said = getattr(vendor, "unknown", {})
     faults = [
@@ -593,7 +598,7 @@ def gate(rows: pd.DataFrame, before: pd.DataFrame, symbols: Sequence[str], vendo
 
 def _why(symbols: Sequence[str], said: Mapping[str, str]) -> str:
     """What the vendor says about the first of `symbols` about which it says anything."""
-    reason = next((said[symbol] for symbol in symbols if symbol in said), "")
+    reason = next((said[symbol.upper()] for symbol in symbols if symbol.upper() in said), "")
     return f" ({reason.replace('{', '(').replace('}', ')')})" if reason else ""
 
 

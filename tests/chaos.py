@@ -35,6 +35,7 @@ class Chaos:
     def __init__(self, bars: pd.DataFrame, series: pd.DataFrame) -> None:
         self.bars, self.series = bars, series
         self.mode, self.times, self.latency = "", 10**9, 0.6
+        self.silent_cookies = False  # the hosts for cookies never answer
         self.asked: list[str] = []  # every request
         self.rows: dict[str, int] = {}  # rows sent, by symbol
         chaos = self
@@ -74,6 +75,8 @@ class Chaos:
             status, body = self.chart(unquote(place.path.rsplit("/", 1)[1]), query)
         elif place.path.startswith("/fredgraph"):
             status, body = self.fred(query)
+        elif self.silent_cookies:
+            return time.sleep(self.latency)
         else:
             return self.send(handler, 200 if "getcrumb" in place.path else 404, b"crumb" if "getcrumb" in place.path else b"")
         if self.times <= 0 or not self.mode:

@@ -145,6 +145,17 @@ def test_trouble_that_passes_is_survived(chaos, tmp_path, which, mode):
         assert vendor.patience.lost >= 1.0 and seconds >= 1.0
 
 
+def test_cookies_that_nobody_needs_do_not_use_up_the_patience(chaos, tmp_path):
+    """The hosts for cookies and crumbs are silent, as behind many a proxy; the chart service answers."""
+    from yfinance.data import YfData
+
+    YfData()._crumb = None  # another test may have left one in this process
+    chaos.silent_cookies = True
+    done, vendor, _ = sync("yfinance", chaos.url, tmp_path, TUESDAY)
+    assert done["status"] == "first" and 0 < vendor.patience.lost < HASTE["deadline_seconds"] / 2
+    assert len(chaos.asked) - len(chaos.data_requests()) <= 3
+
+
 @pytest.mark.parametrize("change", ["half of the symbols", "yesterday's data", "an unknown symbol", "many empty rows", "no history", "shorter history"])
 def test_a_partial_set_is_never_published(chaos, stored, change):
     before, wanted, rows, said = state(stored, "yfinance"), settings(), chaos.bars, "CCC"
@@ -528,8 +539,15 @@ class TestCommand:
         assert second.exit_code == 0 and "yfinance: revision" in second.stdout and "BBB: history revised by the vendor from 2023-03-01" in second.stdout
         assert "AAA: 1 rows added" in second.stdout and "by up to 50.00%" in second.stdout
 
-    def test_ends_with_5_and_says_what_to_do(self, call, chaos):
+    def test_ends_with_5_and_says_what_to_do(self, call, chaos, monkeypatch, capsys):
         chaos.mode = "500"
+        from mltrader import cli
+
         done = call()
         assert isinstance(done.exception, VendorError) and done.exception.exit_code == 5  # `main` turns it into one line and the code
-        assert "run `mltrader data sync` again later" in str(done.exception)
+        monkeypatch.setattr("sys.argv", ["mltrader", "data", "sync"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert ended.value.code == 5 and said.out == "" and said.err.count("\n") == 1 and said.err.startswith("mltrader: Yahoo fails")
+        assert "run `mltrader data sync` again later" in said.err and "FRED fails" in said.err
