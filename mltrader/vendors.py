@@ -18,7 +18,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -309,16 +310,13 @@ class YFinance:
         return pd.concat(parts, ignore_index=True)
 
     def _batch(self, yahoo: Any, session: Any, symbols: list[str], start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame:
-        loggers, debug = [logging.getLogger(name) for name in ("yfinance", "bs4.dammit")], yahoo.config.debug
-        levels, hidden = [logger.level for logger in loggers], debug.hide_exceptions
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)  # what they would print is in `unknown` and `troubles`
+        debug, hidden = yahoo.config.debug, yahoo.config.debug.hide_exceptions
         debug.hide_exceptions = False  # else a failed look-up of the time zone starts four more requests
         yahoo.data.YfData.cache_get.cache_clear()  # a process that syncs twice must ask twice
         self.folder.mkdir(parents=True, exist_ok=True)
         yahoo.set_tz_cache_location(str(self.folder))
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _listening("yfinance", "bs4.dammit") as said:
                 warnings.simplefilter("ignore")
                 raw = yahoo.download(
                     symbols, start=str(start.date()), end=str((end + pd.Timedelta(days=1)).date()), interval="1d", auto_adjust=False,
@@ -327,12 +325,32 @@ class YFinance:
         except Exception as error:  # whatever it stumbles over, in answers that passed the checks
             raise VendorError(f"yfinance could not read what Yahoo sent ({type(error).__name__}: {str(error)[:120]}); try later, or update yfinance.") from error
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
             debug.hide_exceptions = hidden
         if self.troubles:
             raise VendorError(f"Yahoo fails: {self.troubles[0]}. Nothing was stored; run `mltrader data sync` again later.")
+        for symbol in symbols:  # yfinance prints why it has nothing, and raises nothing
+            told = [note.split("]: ", 1)[-1][:200] for note in said if f"'{symbol.upper()}'" in note]
+            if told:
+                self.unknown.setdefault(symbol.upper(), told[0])
         return _long_bars(raw, symbols)
+
+
+@contextmanager
+def _listening(*names: str) -> Iterator[list[str]]:
+    """Keep what the loggers `names` say, instead of printing it."""
+    said: list[str] = []
+    handler, loggers = logging.Handler(), [logging.getLogger(name) for name in names]
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield said
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
 
 
 def _long_bars(raw: pd.DataFrame, symbols: Sequence[str]) -> pd.DataFrame:
@@ -536,12 +554,12 @@ def differences(stored: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     flags = pd.DataFrame({**unequal, "sessions": alone})
     hit = flags.any(axis=1).to_numpy()
     told = both.loc[hit, ["symbol", "session"]].join(pd.DataFrame(size, index=both.index))
-    names = np.array([*NUMBERS, "sessions"])
-    rows = [
-        {"symbol": symbol, "first_session": str(part["session"].min().date()), "sessions": len(part),
-         "columns": ", ".join(names[flags.loc[part.index].any(axis=0).to_numpy()]), "largest_change": float(part[list(PRICES)].max(axis=None) if part[list(PRICES)].notna().any(axis=None) else part["volume"].max())}
-        for symbol, part in told.groupby("symbol", sort=True)
-    ]
+    told = told.assign(price=told[list(PRICES)].max(axis=1))
+    names, rows = np.array([*NUMBERS, "sessions"]), []
+    for symbol, part in told.groupby("symbol", sort=True):
+        columns = names[flags.loc[part.index].any(axis=0).to_numpy()]
+        largest = float(part["price" if part["price"].notna().any() else "volume"].max())
+        rows.append((symbol, str(part["session"].min().date()), len(part), ", ".join(columns), largest))
     return pd.DataFrame(rows, columns=list(CHANGES))
 
 # %% ../nbs/14_vendors.ipynb #40fbc1aa
@@ -685,9 +703,9 @@ def plan_sync(vendor: Vendor, symbols: Sequence[str], cache: Path, settings: Set
     manifest, wanted = current_vintage(cache, vendor.name), to_session(settings.vendors.start)
     last = last_closed(settings.market.calendar, clock.now(), settings.vendors.settle_minutes)
     begin = min(wanted, to_session(manifest["start"])) if manifest else wanted
-    if begin > last:
-        raise ConfigError(f"vendors.start={wanted.date()} is after the last session that is over, {last.date()}.")
-    calendar = sessions(settings.market.calendar, begin, last)
+    calendar = sessions(settings.market.calendar, min(begin, last), last)
+    if begin > last or len(calendar) <= vendor.lag_sessions:
+        raise ConfigError(f"vendors.start={wanted.date()} is too late: the last session that is over is {last.date()}.")
     older = manifest is not None and wanted < to_session(manifest["start"])  # more history is wanted: all of it again
     known = manifest["symbols"] if manifest and not older else {}
     starts: dict[str, pd.Timestamp | None] = {}

@@ -25,7 +25,7 @@ DAYS = sessions("XNYS", "2023-03-01", "2024-03-08")
 TUESDAY, WEDNESDAY, THURSDAY = DAYS[-4:-1]
 SYMBOLS = ("AAA", "BBB", "CCC", "DDD")
 SERIES = ("VIXCLS", "DGS3MO", "DGS2", "DGS10")
-HASTE = {"start": "2023-03-01", "attempts": 3, "timeout_seconds": 0.3, "deadline_seconds": 1.6, "backoff_seconds": 0.02, "breaker_failures": 2, "overlap_sessions": 5}
+HASTE = {"start": "2023-03-01", "attempts": 3, "timeout_seconds": 0.4, "deadline_seconds": 1.8, "backoff_seconds": 0.02, "breaker_failures": 2, "overlap_sessions": 5}
 BOUND = HASTE["attempts"] * HASTE["breaker_failures"]  # data requests that fail before the host is left alone
 
 
@@ -125,7 +125,7 @@ def test_a_vendor_that_fails_changes_nothing(chaos, stored, which, mode):
     assert isinstance(error, VendorError) and error.exit_code == 5, error
     assert "othing was stored" in str(error) and SAYS.get(mode, "") in str(error), error
     assert len(chaos.data_requests()) <= BOUND and len(chaos.asked) <= 3 * BOUND + 6, chaos.asked
-    assert vendor.patience.lost <= HASTE["deadline_seconds"] + 0.3 and seconds < HASTE["deadline_seconds"] + 1.5
+    assert vendor.patience.lost <= HASTE["deadline_seconds"] + 0.5 and seconds < HASTE["deadline_seconds"] + 5
     assert state(stored, which) == before
     whole(stored, which)
     chaos.mode = ""
@@ -393,7 +393,7 @@ def test_no_file_of_fred_is_a_traceback(text):
 
 
 @hypothesis_settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 119), st.sampled_from(market.NUMBERS), st.floats(1e-3, 3)), max_size=5), st.sets(st.integers(0, 119), max_size=3))
+@given(st.lists(st.tuples(st.integers(0, 119), st.sampled_from(market.NUMBERS), st.floats(2e-3, 3)), max_size=5), st.sets(st.integers(0, 119), max_size=3))
 def test_differences_are_found_where_they_are_and_nowhere_else(edits, gone):
     stored, _ = vendors.clean(bars(("AAA", "BBB", "CCC"), DAYS[-40:]), vendors.YFinance(None, Path()), DAYS)
     fresh, touched = stored.copy(), {}
@@ -500,6 +500,19 @@ def test_status_says_what_is_in_force(tmp_path, monkeypatch):
     assert "run `mltrader data sync`" in CliRunner().invoke(app, ["status"]).stdout
     vendors.point(tmp_path / "cache" / "vendors" / "yfinance", "a" * 64, Clock(), {"since": "2024-03-01", "at": "", "reason": "", "missing": []})
     assert "vintage aaaaaaaaaaaa; yfinance DEGRADED, stale since 2024-03-01" in CliRunner().invoke(app, ["status"]).stdout
+
+
+def test_what_yfinance_only_prints_is_said(chaos, tmp_path, monkeypatch, capfd):
+    """An error inside yfinance (here: its own cache) gives an empty table and a line in its log; the refusal quotes it, and nothing is printed."""
+    from yfinance.base import TickerBase
+
+    def broken(self, timeout):
+        raise OSError("unable to open database file")
+
+    monkeypatch.setattr(TickerBase, "_get_ticker_tz", broken)
+    error, _, _ = sync("yfinance", chaos.url, tmp_path, TUESDAY)
+    assert isinstance(error, vendors.Refused) and "has no bars of AAA" in str(error) and "unable to open database file" in str(error)
+    assert capfd.readouterr().err == ""
 
 
 class TestCommand:
