@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
-           'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK', 'PACKAGED', 'MIN_AGREEMENT',
-           'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'YEAR',
-           'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at', 'RefusedData', 'Faults', 'no_faults',
-           'refuse', 'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate', 'read_csv',
-           'read_parquet', 'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain',
-           'packaged_bars', 'align', 'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors',
-           'read_files', 'complete_sessions', 'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member',
-           'coverage', 'vintages', 'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run',
-           'check_file', 'figure', 'table', 'coverage_table', 'remarks']
+           'MAX_FAULTS', 'DATE', 'YEARS', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
+           'PACKAGED', 'MIN_AGREEMENT', 'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY',
+           'UNKNOWN_SURVIVORS', 'YEAR', 'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at',
+           'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys', 'check_values',
+           'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync', 'read_member',
+           'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData', 'read_packaged',
+           'read_rates', 'read_sectors', 'read_files', 'complete_sessions', 'resolve_as_of', 'choose_universe',
+           'members', 'no_members', 'is_member', 'coverage', 'vintages', 'data_digest', 'quality', 'schema',
+           'check_schema', 'price_rows', 'run', 'check_file', 'figure', 'table', 'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -145,7 +145,8 @@ def _typed_faults(found: pd.DataFrame) -> pd.DataFrame:
 def _shown(value: Any) -> str:
     """A value as a message shows it: short, dates without time, nothing for missing text."""
     if isinstance(value, (pd.Timestamp, np.datetime64)):
-        return "" if pd.isna(value) else str(pd.Timestamp(value).date())
+        plain = value.tz_localize(None) if isinstance(value, pd.Timestamp) else value
+        return "" if pd.isna(value) else str(np.datetime64(plain, "D"))  # any year, also those that Python has no date for
     if isinstance(value, (float, np.floating)):
         return f"{value:.10g}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)[:60])  # no file writes to a terminal as it likes
@@ -201,6 +202,9 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     return sessions, unclear, aware
 
 # %% ../nbs/10_market.ipynb #bae33f1d
+YEARS = ("1800", "2262")  # first year of a date, and the first beyond the last
+
+
 def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     """The session of each row of `rows` (columns `row symbol date`); what is wrong goes to `faults`."""
     codes, unique = pd.factorize(rows["date"])  # few dates, many rows
@@ -217,6 +221,9 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
             known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
             faults.add(rows, mixed & known, "date", "some dates have a time zone and others have none; use one form in the file")
         zoned = bool(aware.any())
+    far = (found < np.datetime64(YEARS[0])) | (found >= np.datetime64(YEARS[1]))
+    faults.add(rows, np.append(far, False)[codes], "date", f"a date before {YEARS[0]} or after {int(YEARS[1]) - 1}")
+    found[far] = np.datetime64("NaT")
     sessions = np.append(found, np.datetime64("NaT")).astype(SESSION_DTYPE)[codes]
     unclear = np.append(odd, False)[codes]
     faults.add(rows, np.isnat(sessions), "date", "not a date; write it as YYYY-MM-DD")
@@ -269,6 +276,7 @@ def check_keys(rows: pd.DataFrame, faults: Faults) -> None:
     faults.add(rows, falls, "date", "the date is before that of the symbol's row above; sort the file by symbol, date")
 
 # %% ../nbs/10_market.ipynb #c83dd804
+LARGEST = 1e12  # of a price; its inverse is the smallest: what is outside is an error, and overflows in sums of returns
 NOISE = 1e-6  # relative; what rounding of adjusted prices can do
 
 
@@ -280,8 +288,10 @@ def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
         faults.add(rows, np.isinf(x), column, "the value is infinite")
         if column == "volume":
             faults.add(rows, x < 0, column, "volume must be at least 0")
+            faults.add(rows, x > LARGEST * 1e6, column, f"no volume: it is above {LARGEST * 1e6:g}")
         else:
             faults.add(rows, x <= 0, column, "a price must be above 0")
+            faults.add(rows, ((x > 0) & (x < 1 / LARGEST)) | (x > LARGEST), column, f"no price: it is outside {1 / LARGEST:g} to {LARGEST:g}")
     for column in ("close", "adj_close") if adjusted else ("close",):
         faults.add(rows, rows[column].isna(), column, "the price is missing; leave the row out, or give its price")
     high, low = rows["high"].to_numpy(), rows["low"].to_numpy()
@@ -366,6 +376,8 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     rows = rows.assign(symbol=_texts(rows["symbol"]))
     if "session" not in rows:
         rows = rows.assign(session=parse_sessions(rows, faults))
+    else:
+        faults.add(rows, rows["session"].isna(), "session", "the session is missing")
     rows = rows.assign(date=rows.get("date", rows["session"]), session=rows["session"].astype(SESSION_DTYPE))
     faults.add_sessions(rows)
     check_keys(rows, faults)
@@ -425,6 +437,10 @@ class _Head(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(min(len(buffer), self.left))

@@ -72,6 +72,10 @@ CELLS = {
     "unicode minus": (cell("close", "−51"), "not a number.*close"),
     "two numbers": (cell("close", "51 52"), "not a number.*close"),
     "formula": (cell("close", "=1+1"), "not a number.*close"),
+    "huge price": (cell("adj_close", "1e308"), "no price.*adj_close"),
+    "tiny price": (cell("adj_close", "5e-324"), "no price.*adj_close"),
+    "huge volume": (cell("volume", "1e300"), "no volume.*volume"),
+    "far future": (cell("date", "9999-12-31"), "a date before 1800 or after 2261"),
     "negative zero": (cell("close", "-0.0"), "above 0.*close"),
     "volume overflow": (cell("volume", "1e400"), "infinite.*volume"),
     "volume text": (cell("volume", "1.2M"), "not a number.*volume"),
@@ -84,7 +88,7 @@ CELLS = {
     "week date": (cell("date", "2021-W02-1"), "not a date.*date"),
     "leap day": (cell("date", "2021-02-29"), "not a date.*date"),
     "hour 25": (cell("date", "2021-01-11T25:00:00"), "not a date.*date"),
-    "year 0": (cell("date", "0000-01-11"), "not a date.*date"),
+    "year 0": (cell("date", "0000-01-11"), "a date before 1800"),
     "impossible zone": (cell("date", "2021-01-11T00:00:00+99:00"), "date"),
     "path as symbol": (cell("symbol", "../../x"), "symbol is 1 to 32"),
     "root path": (cell("symbol", "/etc/passwd"), "symbol is 1 to 32"),
@@ -132,10 +136,10 @@ PARQUET = {
 }
 FILES = {
     "whitespace only": (b" \n\n\t\n", "is empty"),
-    "no header": (text().split("\n", 1)[1].encode(), "row 1: missing column"),
+    "no header": (text().split("\n", 1)[1].encode(), r"row 1: .*(mean the same|missing column)"),
     "tabs": (text().replace(",", "\t").encode(), "Separate columns by commas"),
     "pipes": (text().replace(",", "|").encode(), "Separate columns by commas"),
-    "utf-16": (text().encode("utf-16"), "not a csv file.*row 1"),
+    "utf-16": (text().encode("utf-16"), "not a csv file.*binary"),
     "utf-16 without mark": (text().encode("utf-16-le"), "not a csv file.*binary"),
     "nul in row 9": (lines("symbol,date,close", *[f"AAA,{day:%Y-%m-%d},5" for day in DAYS[:7]], "AA\0,2021-02-01,5"), r"NUL byte\) \(row 9\)|binary"),
     "nul far down": (lines("symbol,date,close", *["AAA,2021-01-04,5"] * 8000, "AA\0,2021-02-01,5"), r"NUL byte\) \(row 8002\)"),
@@ -146,7 +150,7 @@ FILES = {
     "header again": (lines("symbol,date,close", "AAA,2021-01-04,5", "symbol,date,close", "AAA,2021-01-05,6"), "row 3, symbol symbol.*not a number"),
     "only commas": (lines("symbol,date,close", "AAA,2021-01-04,5", ",,"), r"row 3, symbol \(none\)"),
     "comment": (lines("symbol,date,close", "# a comment", "AAA,2021-01-04,5"), "row 2"),
-    "prices far in the future": (cell("date", "9999-12-31", at=11), "symbol AAA, 9999-12-31.*cannot judge 9999-12-31"),
+    "beyond the calendar": (cell("date", "2199-12-31", at=11), "symbol AAA, 2199-12-31.*cannot judge 2199-12-31"),
 }
 
 
@@ -186,8 +190,7 @@ NORMALISED = {
     "weekend bar": ("csv", cell("date", "2021-01-23", at=11), "note.*row 13.*Saturday"),
     "holiday bar": ("csv", cell("date", "2021-01-18", at=9).replace(b"2021-01-19", b"2021-01-20").replace(b"2021-01-20,", b"2021-01-19,", 1), "note.*2021-01-18.*no session"),
     "gap": ("csv", text(whole.drop(index=[4, 5])).encode(), "note.*2 sessions without a bar, 2021-01-08 to 2021-01-11"),
-    "huge price": ("csv", cell("adj_close", "1e308"), "note.*row 7.*halved or doubled"),
-    "tiny price": ("csv", cell("adj_close", "1e-300"), "note.*row 7.*halved or doubled"),
+    "price of a billion": ("csv", cell("adj_close", "1e9"), "note.*row 7.*halved or doubled"),
     "close above high": ("csv", cell("close", "99"), "note.*row 7.*close.*outside"),
     "high below low by rounding": ("csv", one_high_short.to_csv(index=False).encode(), "repaired.*row 7.*exchanged"),
     "constant price": ("csv", moved(whole, close=50.0, open=50.0, high=51.0, low=49.0), "note.*20 equal closes"),
@@ -236,9 +239,9 @@ def test_rows_after_as_of_do_not_vanish_silently(tmp_path):
     path = tmp_path / "bars.csv"
     path.write_text(text(pd.concat([bars(name, 30 if name in "AB" else 20) for name in "ABCDE"])))
     output = market.run({}, Settings.model_validate({"market": {"provider": "csv", "path": str(path)}}), None)
-    told = output.frames["faults"].query("column == 'rows' and value == '20'")
-    assert output.documents["summary"]["as_of"] == f"{DAYS[19]:%Y-%m-%d}" and told["message"].str.contains("are not used: as of that session they are the future").all()
-    assert len(told) == 1
+    told = output.frames["faults"].query("column == 'rows' and symbol == ''")
+    assert output.documents["summary"]["as_of"] == f"{DAYS[19]:%Y-%m-%d}" and told["value"].tolist() == ["20"]
+    assert told["message"].str.contains("are not used: as of that session they are the future").all()
 
 
 def test_a_half_day_is_a_session(tmp_path):
@@ -259,6 +262,7 @@ def outcome(path: Path) -> None:
     """Either a panel within its contract, whose cells are those of the file, or a `DataError` that names the file; nothing else."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)          # pandas announces changes so
         try:
             panel, faults = market.read_bars(path)
         except DataError as error:
