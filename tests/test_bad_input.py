@@ -274,7 +274,7 @@ def outcome(path: Path) -> None:
     assert set(faults["severity"]) <= {"repaired", "note"}
 
 
-@settings(max_examples=900, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=1100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(edits=st.lists(st.tuples(st.integers(0, len(BASE)), st.integers(0, 12), st.sampled_from(PIECES)), min_size=1, max_size=3))
 def test_mutated_csv_bytes(tmp_path, edits):
     data = BASE
@@ -288,7 +288,7 @@ def test_mutated_csv_bytes(tmp_path, edits):
 VALUES = [np.nan, np.inf, -np.inf, 0.0, -1.0, 1e308, 5e-324, 1e-9, 50.0]
 
 
-@settings(max_examples=700, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(edits=st.lists(st.tuples(st.sampled_from(COLUMNS), st.integers(0, 6), st.sampled_from(VALUES), st.sampled_from(["", "AAA", "BBB", "A B", "\u202eA", None]),
                                 st.sampled_from([None, *DAYS[:4], pd.Timestamp("2021-01-09"), pd.Timestamp("1700-01-01"), pd.Timestamp("2200-01-01")])), min_size=1, max_size=3),
        drop=st.sampled_from([(), ("volume",), ("adj_close",), ("close",), ("date", "high")]), zone=st.sampled_from([None, "UTC", "Asia/Tokyo"]), flip=st.booleans())
@@ -305,7 +305,7 @@ def test_mutated_parquet_frames(tmp_path, edits, drop, zone, flip):
     outcome(path)
 
 
-@settings(max_examples=450, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(edits=st.lists(st.tuples(st.sampled_from([*COLUMNS[2:], "session", "symbol"]), st.integers(0, 6), st.sampled_from(VALUES)), min_size=0, max_size=3),
        order=st.permutations(range(7)), repeat=st.booleans())
 def test_mutated_frames(edits, order, repeat):
