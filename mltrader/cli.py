@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table',
-           'cycle', 'status', 'history', 'champion', 'verify', 'doctor', 'config_show', 'data_sync', 'data_check',
-           'store_migrate', 'clean_before_save', 'setup', 'main']
+           'cycle', 'status', 'history', 'champion', 'verify', 'doctor', 'config_show', 'data_sync', 'store_migrate',
+           'data_check', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -254,21 +254,6 @@ def _sync_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@data_app.command("check")
-def data_check(as_json: Json = False) -> None:
-    """Read and validate the panel without running anything. Example: mltrader data check"""
-    from mltrader import market
-    from mltrader.config import home, load_settings
-
-    output = market.run({"cache": {"folder": home() / "cache"}}, load_settings(), None)
-    summary = output.documents["summary"]
-    faults = output.frames["faults"].astype(str).to_dict("records")
-    text = f"{summary['rows']:,} bars, {summary['first_session']} to {summary['last_session']}, as of {summary['as_of']}; {len(faults)} remarks"
-    say({"summary": summary, "faults": faults}, as_json, text + "".join(
-        f"\n  {f['severity']}: {f['file']}, row {f['row']}, {f['symbol'] or '–'} {f['session'][:10]}: {f['column']} = {f['value']}: {f['message']}" for f in faults[:20])
-        + (f"\n  … and {len(faults) - 20} more (--json has all)" if len(faults) > 20 else ""))
-
-
 @store_app.command("migrate")
 def store_migrate(dry_run: DryRun = False, as_json: Json = False) -> None:
     """Bring the store to this version's schema. Example: mltrader store migrate"""
@@ -280,6 +265,45 @@ def store_migrate(dry_run: DryRun = False, as_json: Json = False) -> None:
         before = 0
     after = before if dry_run else db.Store().version()
     say({"before": before, "after": after, "latest": len(db.MIGRATIONS)}, as_json, f"Store version {before} -> {after} (latest {len(db.MIGRATIONS)}).")
+
+# %% ../nbs/90_cli.ipynb #604617e6
+def _fault_rows(faults: Any) -> list[dict[str, Any]]:
+    """Faults as plain rows: dates as texts, no row or session where there is none."""
+    rows = faults.assign(session=faults["session"].dt.strftime("%Y-%m-%d").fillna("")).to_dict("records")
+    return [{k: "".join(c if c.isprintable() else repr(c)[1:-1] for c in v) if isinstance(v, str) else (v or None) for k, v in row.items()} for row in rows]
+
+
+@data_app.command("check")
+def data_check(file: Annotated[str | None, typer.Argument(help="A csv or Parquet file of bars; the configured panel if left out.")] = None, as_json: Json = False) -> None:
+    """Read and judge bars without running anything. Example: mltrader data check bars.csv --json"""
+    from pathlib import Path
+
+    from mltrader import market
+    from mltrader.config import home, load_settings
+
+    settings, refused, summary, table = load_settings(), None, {}, []
+    try:
+        if file is None:
+            output = market.run({"cache": {"folder": home() / "cache"}}, settings, None)
+            summary, faults, judged = output.documents["summary"], output.frames["faults"], output.frames["quality"]
+        else:
+            summary, faults, judged = market.check_file(Path(file), settings)
+        table = judged.assign(first_session=judged["first_session"].dt.date, last_session=judged["last_session"].dt.date).to_dict("records")
+    except market.RefusedData as error:
+        refused, faults = str(error), error.faults
+    rows = _fault_rows(faults)
+    columns = ["severity", "file", "row", "symbol", "session", "column", "value", "message"]
+    lines = [as_table(rows, columns)] if rows else []
+    if refused is None:
+        found = summary["quality"]
+        worst = sorted(table, key=lambda row: row["score"])[:10]
+        lines += ["", as_table(worst, ["symbol", "first_session", "last_session", "rows", "completeness", "missing", "stale_share", "splits", "bad_ticks", "score"]), "",
+                  f"{summary['rows']:,} bars of {summary['symbols']} symbols, {summary['first_session']} to {summary['last_session']}; {len(rows)} remarks; "
+                  f"{found['completeness']:.2%} of the sessions of {found['calendar']}, {found['splits']} suspected splits, {found['bad_ticks']} bad ticks"]
+    say({"refused": refused, "summary": summary, "faults": rows, "quality": table}, as_json, "\n".join(lines).lstrip("\n"))
+    if refused is not None:
+        typer.echo(f"mltrader: {_fault_rows(faults.head(1).assign(message=refused))[0]['message']}", err=True)
+        raise typer.Exit(4)
 
 # %% ../nbs/90_cli.ipynb #ef5ade72
 NO_TELEMETRY = ("import os; [os.environ.setdefault(k, v) for k, v in "

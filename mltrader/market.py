@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
-           'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK', 'PACKAGED', 'MIN_AGREEMENT',
-           'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'SYNCED',
-           'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES', 'MIN_ROWS', 'QUALITY', 'LOW_SCORE',
-           'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
-           'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
-           'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
-           'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage', 'read_vintage',
-           'synced_symbols', 'read_synced', 'with_fred', 'read_provider', 'complete_sessions', 'resolve_as_of',
-           'choose_universe', 'members', 'no_members', 'is_member', 'coverage', 'vintages', 'data_digest', 'quality',
-           'schema', 'check_schema', 'price_rows', 'run', 'figure', 'table', 'coverage_table', 'remarks']
+           'MAX_FAULTS', 'DATE', 'YEARS', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
+           'PACKAGED', 'MIN_AGREEMENT', 'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY',
+           'UNKNOWN_SURVIVORS', 'SYNCED', 'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES',
+           'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse',
+           'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet',
+           'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align',
+           'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage',
+           'read_vintage', 'synced_symbols', 'read_synced', 'with_fred', 'read_provider', 'complete_sessions',
+           'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage', 'vintages',
+           'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'check_file', 'figure', 'table',
+           'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -21,7 +22,6 @@ import gzip
 import io
 import json
 import os
-import pickletools
 import re
 import shutil
 import subprocess
@@ -34,6 +34,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,7 +121,7 @@ class Faults:
         shown = hit[column] if values is None else values.iloc[where]
         self.parts.append(pd.DataFrame({
             "severity": severity, "file": self.file, "row": hit["row"].to_numpy(),
-            "symbol": hit["symbol"].astype("str").to_numpy(), "column": column, "value": [_shown(v) for v in shown],
+            "symbol": [_shown(symbol) for symbol in hit["symbol"].astype("str")], "column": column, "value": [_shown(v) for v in shown],
             "session": hit["session"].to_numpy() if "session" in hit else np.datetime64("NaT"),
             "message": message if isinstance(message, str) else [message(place) for place in where],
         }))
@@ -147,8 +148,11 @@ def _typed_faults(found: pd.DataFrame) -> pd.DataFrame:
 def _shown(value: Any) -> str:
     """A value as a message shows it: short, dates without time, nothing for missing text."""
     if isinstance(value, (pd.Timestamp, np.datetime64)):
-        return "" if pd.isna(value) else str(pd.Timestamp(value).date())
-    return f"{value:.10g}" if isinstance(value, (float, np.floating)) else str(value)[:60]
+        plain = value.tz_localize(None) if isinstance(value, pd.Timestamp) else value
+        return "" if pd.isna(value) else str(np.datetime64(plain, "D"))  # any year, also those that Python has no date for
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.10g}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)[:60])  # no file writes to a terminal as it likes
 
 
 def no_faults() -> pd.DataFrame:
@@ -201,6 +205,9 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     return sessions, unclear, aware
 
 # %% ../nbs/10_market.ipynb #bae33f1d
+YEARS = ("1800", "2262")  # first year of a date, and the first beyond the last
+
+
 def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     """The session of each row of `rows` (columns `row symbol date`); what is wrong goes to `faults`."""
     codes, unique = pd.factorize(rows["date"])  # few dates, many rows
@@ -217,6 +224,9 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
             known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
             faults.add(rows, mixed & known, "date", "some dates have a time zone and others have none; use one form in the file")
         zoned = bool(aware.any())
+    far = (found < np.datetime64(YEARS[0])) | (found >= np.datetime64(YEARS[1]))
+    faults.add(rows, np.append(far, False)[codes], "date", f"a date before {YEARS[0]} or after {int(YEARS[1]) - 1}")
+    found[far] = np.datetime64("NaT")
     sessions = np.append(found, np.datetime64("NaT")).astype(SESSION_DTYPE)[codes]
     unclear = np.append(odd, False)[codes]
     faults.add(rows, np.isnat(sessions), "date", "not a date; write it as YYYY-MM-DD")
@@ -269,19 +279,23 @@ def check_keys(rows: pd.DataFrame, faults: Faults) -> None:
     faults.add(rows, falls, "date", "the date is before that of the symbol's row above; sort the file by symbol, date")
 
 # %% ../nbs/10_market.ipynb #c83dd804
+LARGEST = 1e12  # of a price; its inverse is the smallest: what is outside is an error, and overflows in sums of returns
 NOISE = 1e-6  # relative; what rounding of adjusted prices can do
 
 
 def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
     """Prices and volume of `rows`; returns them with rounding noise between high and low removed."""
-    for column in NUMBERS:
+    adjusted = not np.array_equal(rows["close"], rows["adj_close"], equal_nan=True)  # else what is wrong with one is said once
+    for column in NUMBERS if adjusted else [name for name in NUMBERS if name != "adj_close"]:
         x = rows[column].to_numpy()
         faults.add(rows, np.isinf(x), column, "the value is infinite")
         if column == "volume":
             faults.add(rows, x < 0, column, "volume must be at least 0")
+            faults.add(rows, x > LARGEST * 1e6, column, f"no volume: it is above {LARGEST * 1e6:g}")
         else:
             faults.add(rows, x <= 0, column, "a price must be above 0")
-    for column in ("close", "adj_close"):
+            faults.add(rows, ((x > 0) & (x < 1 / LARGEST)) | (x > LARGEST), column, f"no price: it is outside {1 / LARGEST:g} to {LARGEST:g}")
+    for column in ("close", "adj_close") if adjusted else ("close",):
         faults.add(rows, rows[column].isna(), column, "the price is missing; leave the row out, or give its price")
     high, low = rows["high"].to_numpy(), rows["low"].to_numpy()
     faults.add(rows, high < low * (1 - NOISE), "high", lambda place: f"high is below low {low[place]:.6g}")
@@ -365,6 +379,8 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     rows = rows.assign(symbol=_texts(rows["symbol"]))
     if "session" not in rows:
         rows = rows.assign(session=parse_sessions(rows, faults))
+    else:
+        faults.add(rows, rows["session"].isna(), "session", "the session is missing")
     rows = rows.assign(date=rows.get("date", rows["session"]), session=rows["session"].astype(SESSION_DTYPE))
     faults.add_sessions(rows)
     check_keys(rows, faults)
@@ -424,6 +440,10 @@ class _Head(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         data = self.file.read(min(len(buffer), self.left))
@@ -1462,7 +1482,7 @@ INDEX_NAMES: dict[str, str] = {"sp500": "S&P 500"}
 def _pickled(data: bytes) -> tuple[list[list[str]], list[bytes]]:
     """The lists of texts and the blocks of bytes in a pickle, read from its instructions without executing them."""
     texts, blobs, memo, last, into = [], [], [], None, None
-    for code, value, _ in pickletools.genops(data):
+    for code, value, _ in genops(data):
         if code.name == "MEMOIZE":
             memo.append(last)
             continue
@@ -1667,14 +1687,24 @@ def check_schema(frame: pd.DataFrame, name: str, where: str) -> None:
         ) from error
 
 # %% ../nbs/10_market.ipynb #40391656
+def _totals(table: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """The quality table in a few figures, and the symbols that need a look."""
+    found = {name: int(table[name].sum()) for name in ("missing", "extra", "splits", "bad_ticks")}
+    low = table.loc[table["completeness"] < settings.market.min_completeness, "symbol"]
+    late = table.loc[table["alive"] & ~table["last_present"], "symbol"]
+    return {
+        "calendar": settings.market.calendar or "the panel itself", **found,
+        "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "incomplete": sorted(low),
+        "last_session_missing": sorted(late), "stale_symbols": sorted(table.loc[table["stale_share"] > 0, "symbol"]),
+        "lowest_score": float(table["score"].min()), "median_score": float(table["score"].median()),
+    }
+
+
 def _summary(
     data: MarketData, panel: pd.DataFrame, index: pd.DataFrame, sectors: dict[str, str], settings: Settings,
     as_of: pd.Timestamp, table: pd.DataFrame, digests: Mapping[str, str],
 ) -> dict[str, Any]:
     ended = table.loc[table["last_session"] < as_of, "symbol"]
-    found = {name: int(table[name].sum()) for name in ("missing", "extra", "splits", "bad_ticks")}
-    low = table.loc[table["completeness"] < settings.market.min_completeness, "symbol"]
-    late = table.loc[table["alive"] & ~table["last_present"], "symbol"]
     return {
         "as_of": str(as_of.date()), "provider": settings.market.provider,
         "first_session": str(panel["session"].iloc[0].date()), "last_session": str(panel["session"].iloc[-1].date()),
@@ -1686,12 +1716,7 @@ def _summary(
             "high_low": float(panel[["high", "low"]].notna().all(axis=1).mean()),
             "volume": float(panel["volume"].notna().mean()),
         },
-        "quality": {
-            "calendar": settings.market.calendar or "the panel's own sessions", **found,
-            "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "incomplete": sorted(low),
-            "last_session_missing": sorted(late), "stale_symbols": sorted(table.loc[table["stale_share"] > 0, "symbol"]),
-            "lowest_score": float(table["score"].min()), "median_score": float(table["score"].median()),
-        },
+        "quality": _totals(table, settings),
         "degraded": list(data.degraded), "survivorship": data.survivorship,
         "data_digest": data_digest(panel, index, sectors, digests),
     }
@@ -1730,7 +1755,11 @@ def _known_faults(data: MarketData, panel: pd.DataFrame, as_of: pd.Timestamp) ->
 def _judged(panel: pd.DataFrame, index: pd.DataFrame, settings: Settings, end: pd.Timestamp) -> tuple[bar_quality.Report, pd.DataFrame]:
     """The quality report of the panel, and its findings as notes."""
     if settings.market.calendar:
-        calendar = bar_quality.sessions(settings.market.calendar, panel["session"].iloc[0], end)
+        try:
+            calendar = bar_quality.sessions(settings.market.calendar, panel["session"].iloc[0], end)
+        except DataError as error:
+            edge = panel.iloc[0 if "reach back" in str(error) else -1]
+            raise DataError(f"{edge['source']}, symbol {edge['symbol']}, {edge['session'].date()}: {error}") from error
     else:
         calendar = pd.DatetimeIndex(index.loc[index["session"] <= end, "session"])
     report, told = bar_quality.examine(panel, calendar, settings.market.min_completeness), Faults("panel")
@@ -1816,6 +1845,28 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
             "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "median_score": float(table["score"].median()),
         },
     )
+
+# %% ../nbs/10_market.ipynb #d6cce2b0
+def check_file(path: Path, settings: Settings) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Read and judge one file of bars.
+
+    Returns
+    -------
+    (summary, faults, quality)
+        `summary` has `rows symbols first_session last_session quality`, as in the task's summary; the frames are as the task's.
+
+    Raises
+    ------
+    RefusedData, DataError
+        As `read_bars`.
+    """
+    panel, faults = read_bars(path)
+    last = panel["session"].iloc[-1]
+    report, found = _judged(panel, pd.DataFrame({"session": panel["session"].unique()}), settings, last)
+    faults = _typed_faults(pd.concat([faults, found], ignore_index=True))
+    table = quality(panel, {}, faults, report)
+    summary = {"rows": len(panel), "symbols": len(table), "first_session": str(panel["session"].iloc[0].date()), "last_session": str(last.date())}
+    return {**summary, "quality": _totals(table, settings)}, faults, table
 
 # %% ../nbs/10_market.ipynb #8dfee2de
 def _runs(sessions: np.ndarray, state: np.ndarray) -> list[tuple[float, float, int]]:
