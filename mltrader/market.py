@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
-           'MAX_FAULTS', 'DATE', 'YEARS', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
+           'MAX_FAULTS', 'DATE', 'DATED', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
            'PACKAGED', 'MIN_AGREEMENT', 'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY',
            'UNKNOWN_SURVIVORS', 'SYNCED', 'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES',
            'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse',
@@ -205,7 +205,7 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     return sessions, unclear, aware
 
 # %% ../nbs/10_market.ipynb #bae33f1d
-YEARS = ("1800", "2262")  # first year of a date, and the first beyond the last
+DATED = ("1800", "2262")  # first year of a date, and the first beyond the last
 
 
 def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
@@ -224,8 +224,8 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
             known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
             faults.add(rows, mixed & known, "date", "some dates have a time zone and others have none; use one form in the file")
         zoned = bool(aware.any())
-    far = (found < np.datetime64(YEARS[0])) | (found >= np.datetime64(YEARS[1]))
-    faults.add(rows, np.append(far, False)[codes], "date", f"a date before {YEARS[0]} or after {int(YEARS[1]) - 1}")
+    far = (found < np.datetime64(DATED[0])) | (found >= np.datetime64(DATED[1]))
+    faults.add(rows, np.append(far, False)[codes], "date", f"a date before {DATED[0]} or after {int(DATED[1]) - 1}")
     found[far] = np.datetime64("NaT")
     sessions = np.append(found, np.datetime64("NaT")).astype(SESSION_DTYPE)[codes]
     unclear = np.append(odd, False)[codes]
@@ -643,12 +643,14 @@ def read_parquet(path: Path, needed: Sequence[str], numbers: Sequence[str], faul
 
 def _arrow_column(column: Any, text: bool) -> Any:
     """One Parquet column as pandas holds it: numbers and dates as NumPy arrays, texts as categories."""
+    import pyarrow as pa
     import pyarrow.types as is_a
 
     if text and not (is_a.is_date(column.type) or is_a.is_timestamp(column.type)):
-        column = column if is_a.is_dictionary(column.type) else column.dictionary_encode()
-        column = column.unify_dictionaries()
-        return pd.Categorical(column.to_pandas()) if is_a.is_null(column.type.value_type) else column.to_pandas().array
+        try:
+            return (column if is_a.is_dictionary(column.type) else column.dictionary_encode()).unify_dictionaries().to_pandas().array
+        except ValueError:  # a dictionary that holds nothing, or one text twice
+            return column.cast(pa.large_string()).dictionary_encode().to_pandas().array
     return column.to_pandas(date_as_object=False).array
 
 # %% ../nbs/10_market.ipynb #09694531
@@ -1767,6 +1769,8 @@ def _judged(panel: pd.DataFrame, index: pd.DataFrame, settings: Settings, end: p
     for column, rows in report.findings[~weekend].assign(row=0).groupby("column", sort=False):
         texts = rows["message"].tolist()
         told.add(rows, np.ones(len(rows), dtype=bool), str(column), texts.__getitem__, "note", values=rows["value"])
+        more = rows.head(1).assign(symbol="", session=pd.NaT, value=max(len(rows) - MAX_FAULTS, 0))
+        told.add(more, more["value"] > 0, str(column), "more of the same kind are not listed; the table of symbols counts them", "note", values=more["value"])
     return report, told.frame()
 
 # %% ../nbs/10_market.ipynb #23bee53d
@@ -1804,7 +1808,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     Parameters
     ----------
     inputs : mapping
-        `inputs["cache"]["folder"]`: the cache of packaged and of fetched data (a file needs none).
+        `inputs["cache"]["folder"]`: the cache of packaged and fetched data, and of index members (a plain file needs none).
     settings : Settings
     as_of : Timestamp or None
         Last session the run may know; None works it out.
@@ -1822,9 +1826,10 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     if listed:
         spells = members(Path(inputs["cache"]["folder"]) if "cache" in inputs else home() / "cache", listed)
     covered = coverage(panel, spells)
-    panel, left = _membership(panel, spells, settings)
     index = data.index[data.index["session"].between(to_session(settings.universe.start), last)].reset_index(drop=True)
-    report, found = _judged(panel, index, settings, min(last, data.declared_end))
+    report, found = _judged(panel, index, settings, min(last, data.declared_end))  # the source is judged, members or not
+    panel, left = _membership(panel, spells, settings)
+    found = found[(found["symbol"] == "") | found["symbol"].isin(panel["symbol"].unique())]
     sectors = {str(s): data.sectors.get(s, "Unknown") for s in sorted(panel["symbol"].unique())}
     faults = _typed_faults(pd.concat([_known_faults(data, panel, last), left, found], ignore_index=True))
     table, digests = quality(panel, sectors, faults, report), vintages(panel)

@@ -132,6 +132,9 @@ PARQUET = {
     "text that is no number": (table(close=pa.array(["50"] * 5 + ["fifty"] + ["50"] * 6)), "row 6, symbol AAA.*not a number.*fifty"),
     "no close": (table(close=None), r"row 1: missing column\(s\) \['close'\]"),
     "all null": (table(close=pa.nulls(12)), "row 1, symbol AAA.*missing.*close"),
+    "null symbols": (table(symbol=pa.nulls(12)), r"row 1, symbol \(none\).*symbol is 1 to 32"),
+    "null dates": (table(date=pa.nulls(12)), "row 1, symbol AAA: not a date"),
+    "empty row groups": (table(**{name: pa.array(bars()[name]).slice(0, 0) for name in COLUMNS}), "is empty"),
     "int dates": (table(date=pa.array(range(12))), "row 1: column `date` holds int64"),
 }
 FILES = {
@@ -209,6 +212,8 @@ NORMALISED = {
     "nanoseconds": ("parquet", table(date=pa.array(pd.to_datetime(bars()["date"]), pa.timestamp("ns"))), None),
     "seconds": ("parquet", table(date=pa.array(pd.to_datetime(bars()["date"]), pa.timestamp("s"))), None),
     "aware": ("parquet", table(date=pa.array(pd.to_datetime(bars()["date"]).dt.tz_localize("America/New_York"))), "repaired.*carry a time zone"),
+    "large texts": ("parquet", table(symbol=pa.array(["AAA"] * 12, pa.large_string()), date=pa.array(bars()["date"], pa.string_view())), None),
+    "dictionary with a text twice": ("parquet", table(symbol=pa.DictionaryArray.from_arrays([0, 1] * 6, ["AAA", "AAA"])), None),
     "dictionary of symbols": ("parquet", table(symbol=pa.array(["AAA"] * 12).dictionary_encode()), None),
 }
 
