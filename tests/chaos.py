@@ -34,7 +34,7 @@ class Chaos:
 
     def __init__(self, bars: pd.DataFrame, series: pd.DataFrame) -> None:
         self.bars, self.series = bars, series
-        self.mode, self.times, self.latency = "", 10**9, 0.8
+        self.mode, self.times, self.latency = "", 10**9, 0.6
         self.silent_cookies = False  # the hosts for cookies never answer
         self.asked: list[str] = []  # every request
         self.rows: dict[str, int] = {}  # rows sent, by symbol

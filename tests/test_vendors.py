@@ -25,7 +25,7 @@ DAYS = sessions("XNYS", "2023-03-01", "2024-03-08")
 TUESDAY, WEDNESDAY, THURSDAY = DAYS[-4:-1]
 SYMBOLS = ("AAA", "BBB", "CCC", "DDD")
 SERIES = ("VIXCLS", "DGS3MO", "DGS2", "DGS10")
-HASTE = {"start": "2023-03-01", "attempts": 3, "timeout_seconds": 0.4, "deadline_seconds": 1.8, "backoff_seconds": 0.02, "breaker_failures": 2, "overlap_sessions": 5}
+HASTE = {"start": "2023-03-01", "attempts": 3, "timeout_seconds": 0.3, "deadline_seconds": 1.4, "backoff_seconds": 0.02, "breaker_failures": 2, "overlap_sessions": 5}
 BOUND = HASTE["attempts"] * HASTE["breaker_failures"]  # data requests that fail before the host is left alone
 
 
@@ -312,8 +312,7 @@ def test_new_symbols_and_more_history_are_fetched_whole(chaos, tmp_path):
     assert {span["first"] for span in whole(tmp_path, "yfinance")["symbols"].values()} == {str(DAYS[0].date())}
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("step", [0, 1, 2])
+@pytest.mark.parametrize(("step", "moment"), [(0, "before"), (1, "before"), (2, "before"), (2, "after")])  # rows, manifest, pointer
 @pytest.mark.parametrize("kind", ["first", "append", "revision"])
 def test_killed_on_the_way_the_old_vintage_is_in_force(tmp_path, kind, step, moment):
     """Whatever was written when it ended, the pointer names a complete vintage: the old one, or (after the last rename) the new one."""
@@ -392,7 +391,7 @@ def test_no_file_of_fred_is_a_traceback(text):
         assert str(trouble)
 
 
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 119), st.sampled_from(market.NUMBERS), st.floats(2e-3, 3)), max_size=5), st.sets(st.integers(0, 119), max_size=3))
 def test_differences_are_found_where_they_are_and_nowhere_else(edits, gone):
     stored, _ = vendors.clean(bars(("AAA", "BBB", "CCC"), DAYS[-40:]), vendors.YFinance(None, Path()), DAYS)
