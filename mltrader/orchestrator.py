@@ -506,7 +506,7 @@ def examine() -> list[dict[str, Any]]:
         from mltrader import market
 
         settings = load_settings()
-        found = market.read_packaged(home() / "cache") if settings.market.provider == "packaged" else market.read_files(settings)
+        found = market.read_provider({"cache": {"folder": home() / "cache"}}, settings)
         return f"{settings.market.provider}, {len(found.panel):,} bars to {found.panel['session'].iloc[-1].date()}"
 
     def telemetry() -> str:
@@ -548,7 +548,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Any, as_of: "pd.Times
     document = {
         "verdict": decision["verdict"], "words": VERDICT_WORDS[decision["verdict"]], "reasons": decision["reasons"], "tradable": tradable,
         "headline": headline, "as_of": market["as_of"], "provider": market["provider"], "symbols": market["symbols"], "rows": market["rows"],
-        "survivorship": market["survivorship"], "drift_score": drift["score"], "drift_p": drift["p_value"], "kind": decision["kind"],
+        "survivorship": " ".join([*market.get("degraded", []), market["survivorship"]]), "drift_score": drift["score"], "drift_p": drift["p_value"], "kind": decision["kind"],
         "champion": decision["champion"], "trials": decision["trials"], "model_version": decision["model_version"],
         "feature_set": inputs["features"]["feature_set"]["version"], "n_features": len(inputs["features"]["feature_set"]["names"]),
         "label": settings.labels.preset, "horizon": settings.labels.horizon,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN', 'PAGE_STYLE', 'FOLDED', 'TaskSpec',
-           'TaskSettings', 'decisions_before', 'data_fingerprint', 'input_document', 'write_inputs',
+           'TaskSettings', 'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
            'read_outputs', 'open_task', 'page', 'formulas_as_mathml', 'split_notebook', 'readable_tables',
@@ -107,12 +107,26 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
     return json.loads(canonical_json(state))
 
 
+def vendor_state(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What `current.json` says of each vendor whose bars the settings read: its `vintage`, and whether it is `degraded`."""
+    market, state = settings.market, {}
+    for name, used in (("yfinance", market.provider == "yfinance"), ("fred", market.fred and market.provider != "packaged")):
+        path = home() / "cache" / "vendors" / name / "current.json"
+        if used and path.is_file():
+            try:
+                state[name] = dict(json.loads(path.read_bytes()))
+            except (ValueError, TypeError):
+                state[name] = {"vintage": "damaged", "degraded": None}  # reading it says more
+    return state
+
+
 def data_fingerprint(settings: Settings) -> dict[str, str]:
-    """Hashes of the user's data files; empty for the packaged provider, whose data are pinned in the code."""
+    """Hashes of the user's data files and of the vintages fetched; empty for the packaged provider, whose data are pinned in the code."""
     named = {"path": settings.market.path, "vix": settings.market.vix_path, "index": settings.market.index_path,
              "sectors": settings.market.sectors_path, "rates": settings.market.rates_path}
     paths = {key: Path(value) if Path(value).is_absolute() else project_root() / value for key, value in named.items() if value}
-    return {key: digest_file(path) if path.is_file() else "missing" for key, path in paths.items()}
+    files = {key: digest_file(path) if path.is_file() else "missing" for key, path in paths.items()}
+    return files | {name: digest_json([said.get("vintage"), said.get("degraded")]) for name, said in vendor_state(settings).items()}
 
 
 def input_document(task: str, settings: Settings, store: Store | None, as_of: Any) -> dict[str, Any]:
