@@ -65,10 +65,19 @@ ENDED_AFTER = 21  # sessions without a bar after which a symbol counts as ended
 def _places(panel: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DatetimeIndex]:
     """Code of each row's symbol, the sorted symbols, code of each row's session, the sorted sessions."""
     require_columns(panel, ["session", "symbol"], "the panel")
-    code, symbols = pd.factorize(panel["symbol"], sort=True)
-    place, days = pd.factorize(panel["session"], sort=True)
-    names = np.asarray(symbols.astype("object"))
-    return code.astype(np.int32), names, place.astype(np.int32), pd.DatetimeIndex(days).as_unit("us")
+    code, symbols = _codes(panel["symbol"])
+    place, days = _codes(panel["session"])
+    return code, np.asarray(symbols.astype("object")), place, pd.DatetimeIndex(days).as_unit("us")
+
+
+def _codes(values: pd.Series) -> tuple[np.ndarray, Any]:
+    """`factorize` with sorted values, in four bytes a row."""
+    code, unique = pd.factorize(values)
+    unique = pd.Index(unique)
+    order = unique.argsort()
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order))
+    return rank[code], unique[order]
 
 
 def completeness(panel: pd.DataFrame, sessions: pd.DatetimeIndex) -> pd.DataFrame:
