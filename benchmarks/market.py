@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXED_GB = 0.2  # in `--quick`: libraries that are loaded on the way, and blocks of rows that are as large as in the full run
 STAGES = {
     "start": "Python with pandas", "parquet": "read and validate, Parquet", "quality": "read, validate, judge, Parquet",
-    "run": "whole market task, Parquet", "csv": "read and validate, csv", "csv_run": "whole market task, csv",
+    "run": "whole market task, Parquet", "by_symbol": "the same, one symbol after the other", "csv": "read and validate, csv", "csv_run": "whole market task, csv",
 }
 
 
 def generate(folder: Path, symbols: int, sessions: int) -> None:
-    """Random walks with whole bars, in order of session, 100 sessions at a time; the same bars as csv."""
+    """Random walks with whole bars, in order of session, 100 sessions at a time; the same bars as csv, and in order of symbol."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -54,6 +54,9 @@ def generate(folder: Path, symbols: int, sessions: int) -> None:
             writer.write_table(table)
             rows.assign(date=rows["date"].dt.strftime("%Y-%m-%d")).to_csv(text, index=False, header=low == 0)
     writer.close()
+    table = pq.read_table(folder / "bars.parquet")
+    order = np.argsort(table.column("symbol").combine_chunks().indices.to_numpy(), kind="stable")
+    pq.write_table(table.take(pa.array(order)), folder / "bars_by_symbol.parquet")
 
 
 def stage(name: str, folder: Path) -> dict[str, float]:
@@ -62,7 +65,8 @@ def stage(name: str, folder: Path) -> dict[str, float]:
     from mltrader.config import Settings
 
     began, before = time.perf_counter(), time.process_time()
-    path, rows = folder / ("bars.csv" if name.startswith("csv") else "bars.parquet"), 0
+    file = "bars.csv" if name.startswith("csv") else "bars_by_symbol.parquet" if name == "by_symbol" else "bars.parquet"
+    path, rows = folder / file, 0
     if name in ("parquet", "quality", "csv"):
         panel, _ = market.read_bars(path)
         rows = len(panel)

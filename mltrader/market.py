@@ -331,22 +331,31 @@ def _text_array(values: pd.Series) -> Any:
     return pd.array(pa.DictionaryArray.from_arrays(pa.array(values.cat.codes.to_numpy()), names).cast(pa.large_string()), dtype="str")
 
 
-def _panel(rows: pd.DataFrame, file: str) -> pd.DataFrame:
-    """Checked rows in the panel's shape, column by column, so that no second copy of them is made."""
-    symbols, session = rows["symbol"].cat, rows["session"].to_numpy()
-    codes = np.argsort(np.argsort(symbols.categories)).astype(np.int32)[symbols.codes.to_numpy()]
+def _order(codes: np.ndarray, session: np.ndarray) -> np.ndarray | None:
+    """The order of rows by session, then by code; None if they are in it."""
     later, same = session[1:] > session[:-1], session[1:] == session[:-1]
-    order = None if (later | (same & (codes[1:] > codes[:-1]))).all() else np.lexsort((codes, session))
-    if "source" not in rows:
-        rows = rows.assign(source=pd.Categorical.from_codes(np.zeros(len(rows), dtype=np.int8), [file]))
-    kinds = {"session": SESSION_DTYPE, "symbol": "str", "source": "str", **dict.fromkeys(NUMBERS, "float64")}
-    rows, columns = rows.drop(columns=[name for name in rows if name not in kinds]), {}
-    for name in (name for name in PANEL if name in kinds):
-        values = rows.pop(name)
+    if (later | (same & (codes[1:] > codes[:-1]))).all():
+        return None
+    place = pd.factorize(session, sort=True)[0]
+    small = [x.astype(np.int16) if x.max(initial=0) < 2**15 else x for x in (codes, place)]  # two bytes are sorted by counting
+    order = np.argsort(small[0], kind="stable")
+    return order[np.argsort(small[1][order], kind="stable")]
+
+
+def _panel(columns: dict[str, pd.Series], file: str) -> pd.DataFrame:
+    """Checked columns in the panel's shape. Takes each out of `columns` before it makes the next, so that no second copy of all is held."""
+    symbols, session = columns["symbol"].cat, columns["session"].to_numpy()
+    codes = np.argsort(np.argsort(symbols.categories))[symbols.codes.to_numpy()]
+    order, rows, panel = _order(codes, session), len(session), {}
+    del symbols, session, codes
+    kinds = {"session": SESSION_DTYPE, "symbol": "str", **dict.fromkeys(NUMBERS, "float64"), "source": "str"}
+    for name, kind in kinds.items():
+        values = columns.pop(name) if name in columns else pd.Series(pd.Categorical.from_codes(np.zeros(rows, dtype=np.int8), [file]))
         values = values if order is None else values.take(order)
-        columns[name] = _text_array(values) if kinds[name] == "str" else values.astype(kinds[name]).array
-    columns["available_at"] = available_at(pd.Series(columns["session"])).array
-    return pd.DataFrame(columns, copy=False)
+        panel[name] = _text_array(values) if kind == "str" else values.astype(kind).array
+    del values, order
+    panel["available_at"] = available_at(pd.Series(panel["session"])).array
+    return pd.DataFrame(panel, copy=False)
 
 # %% ../nbs/10_market.ipynb #58ff2385
 def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -387,7 +396,9 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     rows = check_values(rows, faults)
     refuse(faults)
     note_oddities(rows, faults)
-    return _panel(rows, file), faults.frame()
+    columns = {name: rows[name] for name in PANEL if name in rows}
+    del rows
+    return _panel(columns, file), faults.frame()
 
 # %% ../nbs/10_market.ipynb #b549cf7d
 ALIASES: dict[str, str] = {

@@ -65,10 +65,19 @@ ENDED_AFTER = 21  # sessions without a bar after which a symbol counts as ended
 def _places(panel: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DatetimeIndex]:
     """Code of each row's symbol, the sorted symbols, code of each row's session, the sorted sessions."""
     require_columns(panel, ["session", "symbol"], "the panel")
-    code, symbols = pd.factorize(panel["symbol"], sort=True)
-    place, days = pd.factorize(panel["session"], sort=True)
-    names = np.asarray(symbols.astype("object"))
-    return code.astype(np.int32), names, place.astype(np.int32), pd.DatetimeIndex(days).as_unit("us")
+    code, symbols = _codes(panel["symbol"])
+    place, days = _codes(panel["session"])
+    return code, np.asarray(symbols.astype("object")), place, pd.DatetimeIndex(days).as_unit("us")
+
+
+def _codes(values: pd.Series) -> tuple[np.ndarray, Any]:
+    """`factorize` with sorted values, in four bytes a row."""
+    code, unique = pd.factorize(values)
+    unique = pd.Index(unique)
+    order = unique.argsort()
+    rank = np.empty(len(order), dtype=np.int32)
+    rank[order] = np.arange(len(order))
+    return rank[code], unique[order]
 
 
 def completeness(panel: pd.DataFrame, sessions: pd.DatetimeIndex) -> pd.DataFrame:
@@ -118,15 +127,19 @@ def gaps(panel: pd.DataFrame, sessions: pd.DatetimeIndex) -> pd.DataFrame:
     """Findings `gap` (sessions in a row that a living symbol lacks) and `no session` (bars on days that are none)."""
     code, symbols, place, days = _places(panel)
     at = sessions.get_indexer(days).astype(np.int32)[place]
-    order = np.argsort(code, kind="stable")
-    order = order[at[order] >= 0]
+    order = np.argsort(code.astype(np.int16) if len(symbols) < 2**15 else code, kind="stable")
+    order = order if (at >= 0).all() else order[at[order] >= 0]
     who, when = code[order], at[order]
-    final = np.flatnonzero(np.append(who[1:] != who[:-1], True)) if len(who) else np.empty(0, dtype=int)
-    after = np.append(when[1:], 0)
-    after[final] = np.where(len(sessions) - 1 - when[final] < ENDED_AFTER, len(sessions), when[final] + 1)  # to the end while it lives
-    hole = np.flatnonzero(after - when > 1)
-    first, count = sessions[when[hole] + 1], (after - when - 1)[hole]
-    last = sessions[after[hole] - 1]
+    del order
+    same = who[1:] == who[:-1]
+    inner, final = np.flatnonzero(same & (np.diff(when) > 1)), np.flatnonzero(np.append(~same, True)[: len(who)])
+    tail = np.where(len(sessions) - 1 - when[final] < ENDED_AFTER, len(sessions), when[final] + 1)  # to the end while it lives
+    hole, after = np.append(inner, final), np.append(when[inner + 1], tail)
+    kept = np.flatnonzero(after - when[hole] > 1)
+    kept = kept[np.argsort(hole[kept], kind="stable")]
+    hole, after = hole[kept], after[kept]
+    first, count = sessions[when[hole] + 1], after - when[hole] - 1
+    last = sessions[after - 1]
     told = [f"{n} session{'s' if n > 1 else ''} without a bar, {a.date()} to {b.date()}" for n, a, b in zip(count, first, last, strict=True)]
     missing = _findings("gap", "session", symbols[who[hole]], first, count, told)
     odd = pd.DataFrame({"place": place[at < 0], "code": code[at < 0]}).groupby("place")["code"].agg(["size", "first"])

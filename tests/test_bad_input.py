@@ -275,8 +275,12 @@ def outcome(path: Path) -> None:
             if isinstance(error, market.RefusedData):
                 assert re.search(r"row \d+, symbol", str(error)) and (error.faults["severity"] == "refused").all() and (error.faults["row"] > 0).all()
             return
-    market.check_schema(panel, "panel", "fuzz")
     assert set(faults["severity"]) <= {"repaired", "note"}
+    assert list(panel.columns) == list(market.PANEL) and panel[["close", "adj_close"]].notna().all(axis=None)
+    assert not ((panel[list(market.PRICES)] <= 0) | np.isinf(panel[list(market.PRICES)])).any(axis=None) and not (panel["high"] < panel["low"]).any()
+    assert panel["symbol"].str.fullmatch(market.SYMBOL.pattern).all() and not (panel["volume"] < 0).any()
+    keys = pd.MultiIndex.from_frame(panel[["session", "symbol"]])
+    assert keys.is_unique and keys.is_monotonic_increasing
 
 
 @settings(max_examples=1100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
