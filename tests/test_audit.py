@@ -15,7 +15,7 @@ KEYS = ["session", "symbol"]
 
 
 def simulate(seed=0, n=420, symbols=6, whole=False):
-    """A market with a late listing, a company that fails, gaps, a VIX with holes; open, high and low if `whole`."""
+    """A market with a late listing, a company that fails, gaps, a long halt, a VIX with holes; open, high and low if `whole`."""
     draw = np.random.default_rng(seed)
     sessions = pd.bdate_range("2008-01-01", periods=n).as_unit("us")
     volatility = 0.012 * np.exp(0.7 * np.sin(np.arange(n) / draw.uniform(30, 60)))
@@ -32,6 +32,8 @@ def simulate(seed=0, n=420, symbols=6, whole=False):
     number, own = np.repeat(np.arange(n), symbols), panel["symbol"]
     late, ended = draw.integers(60, 160), draw.integers(n - 120, n - 50)
     missing = ((own == "S1") & (number < late)) | ((own == "S2") & (number > ended)) | ((own == "S4") & (number % draw.integers(29, 40) < 2))
+    halt, length = np.random.default_rng([seed, 1]).integers([n // 2, 17], [n // 2 + 60, 40])  # S5 stops for longer than any label lasts, and comes back
+    missing |= (own == "S5") & (number >= halt) & (number < halt + length)
     index = pd.DataFrame({
         "session": sessions, "index_close": 1000 * np.exp(common.cumsum()), "vix_close": 1600 * volatility * np.exp(draw.normal(0, 0.1, n)),
         **{name: level + draw.normal(0, 0.05, n).cumsum() for name, level in (("rate_3m", 2.0), ("rate_2y", 3.0), ("rate_10y", 4.0))}})
