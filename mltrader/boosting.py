@@ -128,7 +128,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     """Out-of-fold predictions of boosting, its refit at `as_of`, and the model of the last fold."""
     recipe = component_recipe(settings)
 
-    def build() -> XGBoostModel:
-        return XGBoostModel(settings.boosting, recipe["seed"], settings.run.threads)
+    def build(threads: int) -> XGBoostModel:
+        return XGBoostModel(settings.boosting, recipe["seed"], threads)
 
-    return run_component(build, recipe, inputs, settings, as_of)
+    return run_component(build, recipe, inputs, settings, as_of, folds_at_once=settings.run.threads)

@@ -189,17 +189,19 @@ def by_fold(samples: pd.DataFrame, plan: pd.DataFrame, predicted: pd.DataFrame) 
 
 # %% ../nbs/31_forest.ipynb #f74253d1
 def run_component(
-    build: Callable[[], Any], recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, Any]], settings: Settings,
-    as_of: pd.Timestamp
+    build: Callable[[int], Any], recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, Any]], settings: Settings,
+    as_of: pd.Timestamp, folds_at_once: int = 1
 ) -> TaskOutput:
     """The task of a base model: predict every fold, refit at `as_of`, measure.
 
     Parameters
     ----------
     build : callable
-        Makes an unfitted model.
+        Makes an unfitted model that uses the given number of threads.
     recipe : dict
         What its predictions depend on beside the data; part of the key in the cache.
+    folds_at_once : int
+        Folds fitted side by side, with one thread each, for models whose own threads wait for each other.
 
     Returns
     -------
@@ -208,17 +210,18 @@ def run_component(
     """
     memory = inputs["memory"]
     samples, plan, names = memory["samples"], memory["plan"], sample_features(memory["samples"])
+    threads = settings.run.threads
 
     def fit_predict(X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, X_test: pd.DataFrame) -> np.ndarray:
-        return build().fit(X, y, weight).predict_proba(X_test)
+        return build(threads if folds_at_once == 1 else 1).fit(X, y, weight).predict_proba(X_test)
 
     predicted = out_of_fold(samples, names, plan, memory["folds"], fit_predict, recipe, inputs.get("fold_cache", {}),
-                            settings.splits.min_train_rows).frame
+                            settings.splits.min_train_rows, folds_at_once).frame
     if not (plan["fold"] == -1).any():
         raise DataError(f"memory planned no training rows for the refit at {as_of.date()}; the panel is too short.")
-    models = {"model": _fit_planned(samples, names, plan, -1, build())}
+    models = {"model": _fit_planned(samples, names, plan, -1, build(threads))}
     if len(predicted):
-        models["last_fold"] = _fit_planned(samples, names, plan, int(predicted["fold"].max()), build())
+        models["last_fold"] = _fit_planned(samples, names, plan, int(predicted["fold"].max()), build(threads))
     folds, y = by_fold(samples, plan, predicted), samples["label"].to_numpy()[predicted["row"]]
     loss = float(log_loss_rows(y, predicted[list(PROBABILITIES)]).mean()) if len(y) else float("nan")
     metrics = {"log_loss": loss, "n_folds": float(len(folds)), "n_rows": float(len(y))}
@@ -230,8 +233,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     """Out-of-fold predictions of the forest, its refit at `as_of`, and the model of the last fold."""
     recipe = component_recipe(settings)
 
-    def build() -> RandomForestModel:
-        return RandomForestModel(settings.forest, recipe["seed"], settings.run.threads)
+    def build(threads: int) -> RandomForestModel:
+        return RandomForestModel(settings.forest, recipe["seed"], threads)
 
     return run_component(build, recipe, inputs, settings, as_of)
 

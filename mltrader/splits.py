@@ -17,7 +17,7 @@ import pandas as pd
 
 from .config import Settings
 from .core import CLASSES, PROBABILITIES, ConfigError, DataError
-from .core import digest_arrays, digest_json, require_columns, seed_for, to_session
+from .core import digest_arrays, digest_json, map_blocks, require_columns, seed_for, to_session
 from .memory import cutoffs
 
 # %% ../nbs/30_splits.ipynb #a0ba4782
@@ -123,6 +123,7 @@ def out_of_fold(
     recipe: dict[str, Any],
     cache: MutableMapping[str, pd.DataFrame] | None = None,
     min_train_rows: int = 1,
+    threads: int = 1,
 ) -> OutOfFold:
     """Fit and predict every fold, after checking it.
 
@@ -140,6 +141,8 @@ def out_of_fold(
         Read and written.
     min_train_rows : int
         A fold with fewer is left out.
+    threads : int
+        Folds fitted at the same time; changes the time only.
 
     Raises
     ------
@@ -148,15 +151,16 @@ def out_of_fold(
         or predictions are no probabilities.
     """
     require_columns(samples, ["session", "symbol", "label", "label_known_at", *feature_names], "samples")
-    cache, sessions, parts = {} if cache is None else cache, samples["session"].to_numpy(), []
+    cache, sessions = {} if cache is None else cache, samples["session"].to_numpy()
     X, y = samples[list(feature_names)].astype("float32"), samples["label"].to_numpy(dtype=np.int64)
     by_fold = {fold: rows for fold, rows in plan.groupby("fold")}
-    for fold in folds.itertuples(index=False):
+
+    def one(fold: Any) -> pd.DataFrame | None:
         rows = by_fold.get(fold.fold, plan.iloc[:0])
         train, weight = rows["row"].to_numpy(), rows["weight"].to_numpy(dtype=np.float32)
         test = np.flatnonzero((sessions >= fold.test_start) & (sessions <= fold.test_end))
         if len(train) < min_train_rows or not len(test):
-            continue
+            return None
         check_fold(samples, train, test, fold.fold, fold.cutoff)
         if not (np.isfinite(weight).all() and (weight > 0).all()):
             raise DataError(f"Fold {fold.fold}: weights must be positive and finite.")
@@ -167,8 +171,10 @@ def out_of_fold(
         if proba is None:
             proba = check_probabilities(fit_predict(*learn), len(test), fold.fold)
             cache[key] = keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)))
-        parts.append(_part(test, fold.fold, proba))
-    return OutOfFold(_join(parts), recipe, _TOKEN)
+        return _part(test, fold.fold, proba)
+
+    parts = map_blocks(one, folds.itertuples(index=False), threads)
+    return OutOfFold(_join([part for part in parts if part is not None]), recipe, _TOKEN)
 
 
 def _part(rows: np.ndarray, fold: int, proba: np.ndarray) -> pd.DataFrame:

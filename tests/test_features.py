@@ -242,7 +242,7 @@ def slow(bars):
         "efficiency_60": (log - log.shift(60)).abs() / r.abs().rolling(60).sum(),
         "variance_ratio_5_60": (log - log.shift(5)).rolling(60).var() / (5 * rolled.var()),
         "downside_share_60": (r.clip(upper=0) ** 2).rolling(60).sum() / (r**2).rolling(60).sum(),
-        "return_percentile_120": r.rolling(120).apply(lambda x: (x[:-1] < x[-1]).mean(), raw=True),
+        "volatility_percentile_250": r.rolling(20).std().rolling(250).apply(lambda x: (x[:-1] < x[-1]).mean(), raw=True),
         "atr_14": true_range.ewm(alpha=1 / 14, adjust=False, min_periods=14).mean() / c,
         "parkinson_20": np.sqrt((252 / (4 * math.log(2))) * (np.log(h / lo) ** 2).rolling(20).mean()),
         "gap": np.log(o / c.shift()), "relative_volume_20": bars["volume"] / bars["volume"].rolling(20).mean(),
