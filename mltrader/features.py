@@ -13,7 +13,7 @@ __all__ = ['Array', 'CLOSE', 'VOLUME', 'INDEX', 'VIX', 'FACTOR', 'OPEN', 'HIGH',
            'compute', 'rsi', 'channel', 'money_flow', 'cci', 'pressure', 'mean_gap', 'drawdown', 'rebound', 'trend_fit',
            'directional', 'dx', 'middle', 'relative_volume', 'chaikin', 'vwap', 'parkinson', 'rogers_satchell',
            'squares', 'nearest_level', 'ordered', 'beta', 'index_corr', 'input_share', 'select', 'version',
-           'rank_correlation', 'nearest', 'run', 'missing_inputs', 'figure', 'table']
+           'rank_correlation', 'nearest', 'run', 'missing_inputs', 'figure', 'missing_table', 'table']
 
 # %% ../nbs/11_features.ipynb #16829b0c
 import math
@@ -978,6 +978,14 @@ def figure(output: TaskOutput) -> "Figure":
     right.set_title(f"Nearest two features: |rank correlation| {near.max():.3f};\n"
                     f"{(near > 0.95).mean():.0%} have a partner above 0.95", loc="left", weight="bold", size=10.5)
     return picture
+
+
+def missing_table(output: TaskOutput) -> pd.DataFrame:
+    """Symbols that never have an input, by what they lack, and how many of the computed features are missing for them."""
+    groups = output.frames["missing"].groupby(["never_has", "features_missing"], sort=False)["symbol"]
+    rows = [{"symbols": ", ".join(names), "never have": lacks, "features missing for them": str(count) if count else "none: left out for all"}
+            for (lacks, count), names in groups]
+    return pd.DataFrame(rows, columns=["symbols", "never have", "features missing for them"])
 
 
 def _heat_map(ax: Any, correlation: pd.DataFrame, groups: pd.Series) -> None:

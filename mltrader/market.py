@@ -1970,6 +1970,8 @@ def table(output: TaskOutput) -> pd.DataFrame:
     names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %", "completeness": "complete %",
              "stale_share": "stale %", "bad_ticks": "bad ticks", "stale_sessions": "sessions since last"}
     shown = shown.assign(**days, **shares, score=shown["score"].round(3)).drop(columns=["expected", "last_present", "alive"])
+    first = ["symbol", "sector", "first_session", "last_session", "rows", "score", "completeness"]
+    shown = shown[[*first, *(c for c in shown if c not in (*first, "sources")), "sources"]]
     return shown.rename(columns=names).reset_index(drop=True)
 
 
