@@ -3,7 +3,24 @@
 Names and formulas as in `qlib.contrib.data.loader.Alpha158DL`; windows of 5, 10, 20, 30 and 60 bars.
 """
 from mltrader.expressions import (
-    Node, above, absolute, age_of_highest, column, corr, highest, lag, log, lowest, maximum, mean, minimum, percentile, slope, std, total, var,
+    Node,
+    above,
+    absolute,
+    age_of_highest,
+    column,
+    corr,
+    highest,
+    lag,
+    log,
+    lowest,
+    maximum,
+    mean,
+    minimum,
+    percentile,
+    slope,
+    std,
+    total,
+    var,
 )
 
 OPEN, HIGH, LOW, CLOSE, VOLUME, VWAP = (column(name) for name in ("open", "high", "low", "close", "volume", "vwap"))

@@ -322,11 +322,8 @@ def _sequence(outputs: Sequence[Node]) -> list[Node]:
     made: set[Node] = set()
     sequence = []
     while left:
-        def waiting(output: Node) -> int:
-            return sum((part not in made) * (uses[part] > 1) - (part in made) * (uses[part] == 1) for part in known[output])
-
-        best = min(left, key=waiting)
-        left.remove(best)
+        more = [sum((part not in made) * (uses[part] > 1) - (part in made) * (uses[part] == 1) for part in known[output]) for output in left]
+        best = left.pop(more.index(min(more)))
         uses.subtract(known[best])
         made |= known[best]
         sequence.append(best)
