@@ -299,7 +299,8 @@ def data_check(file: Annotated[str | None, typer.Argument(help="A csv or Parquet
         found = summary["quality"]
         worst = sorted(table, key=lambda row: row["score"])[:10]
         lines += ["", as_table(worst, ["symbol", "first_session", "last_session", "rows", "completeness", "missing", "stale_share", "splits", "bad_ticks", "score"]), "",
-                  f"{summary['rows']:,} bars of {summary['symbols']} symbols, {summary['first_session']} to {summary['last_session']}; {len(rows)} remarks; "
+                  f"{summary['rows']:,} bars of {summary['symbols']} symbols, {summary['first_session']} to {summary['last_session']}"
+                  f"{', as of ' + summary['as_of'] if 'as_of' in summary else ''}; {len(rows)} remarks; "
                   f"{found['completeness']:.2%} of the sessions of {found['calendar']}, {found['splits']} suspected splits, {found['bad_ticks']} bad ticks"]
     say({"refused": refused, "summary": summary, "faults": rows, "quality": table}, as_json, "\n".join(lines).lstrip("\n"))
     if refused is not None:

@@ -156,11 +156,14 @@ def test_readme_commands_run(project):
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
     lines = [line.split("#")[0].split() for block in blocks for line in block.splitlines() if line.strip()]
     assert ["make", "run"] in lines and ["make", "test"] in lines and sum(line[0] == "mltrader" for line in lines) >= 6
+    days = pd.bdate_range("2024-01-02", "2024-03-01").strftime("%Y-%m-%d")
+    pd.DataFrame({"symbol": "XYZ", "date": days, "close": [10 + i / 8 for i in range(len(days))]}).to_parquet(project.root / "bars.parquet")  # a user's own file
     for line in lines:
         if line == ["make", "test"]:  # which is what runs this test: see that it still does
             line = [*line, "--dry-run"]
         done = project.call(*line)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
+    (project.root / "bars.parquet").unlink()
     assert "pytest" in project.call("make", "test", "--dry-run").stdout
 
 
