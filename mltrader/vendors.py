@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import math
-import os
 import threading
 import time
 import warnings
@@ -29,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 
+from .artifacts import publish as put
 from .config import Settings, VendorSettings
 from mltrader.core import (
     SESSION_DTYPE,
@@ -624,20 +624,6 @@ def _some(symbols: Sequence[str]) -> str:
     return ", ".join(symbols[:8]) + (f" and {len(symbols) - 8} more" if len(symbols) > 8 else "")
 
 # %% ../nbs/14_vendors.ipynb #e9dd95d2
-def _put(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader never sees a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def point(folder: Path, vintage: str, clock: Clock, degraded: Mapping[str, Any] | None = None) -> None:
     """Put a vintage in force; `degraded` says why it is there although a sync failed. Nothing is written if nothing changes."""
     path = folder / "current.json"
@@ -645,7 +631,7 @@ def point(folder: Path, vintage: str, clock: Clock, degraded: Mapping[str, Any] 
         said = json.loads(path.read_bytes())
         if (said["vintage"], said["degraded"]) == (vintage, degraded):
             return
-    _put(path, canonical_json({"vintage": vintage, "degraded": degraded, "pointed_at": clock.now()}))
+    put(path, canonical_json({"vintage": vintage, "degraded": degraded, "pointed_at": clock.now()}))
 
 
 def publish(folder: Path, rows: pd.DataFrame, manifest: Mapping[str, Any], whole: Sequence[str], clock: Clock) -> str:
@@ -664,11 +650,11 @@ def publish(folder: Path, rows: pd.DataFrame, manifest: Mapping[str, Any], whole
     rows.to_parquet(buffer, index=False)
     data = buffer.getvalue()
     name = digest_bytes(data)
-    _put(folder / f"{name}.parquet", data)
+    put(folder / f"{name}.parquet", data)
     entry = {"sha256": name, "rows": len(rows), "whole": sorted(whole)}
     text = canonical_json({**manifest, "files": [*manifest["files"], entry]})
     vintage = digest_bytes(text)
-    _put(folder / f"{vintage}.json", text)
+    put(folder / f"{vintage}.json", text)
     point(folder, vintage, clock)
     return vintage
 
