@@ -128,7 +128,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     """Out-of-fold predictions of boosting, its refit at `as_of`, and the model of the last fold."""
     recipe = component_recipe(settings)
 
-    def build(threads: int) -> XGBoostModel:
-        return XGBoostModel(settings.boosting, recipe["seed"], threads)
+    def fit(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, threads: int) -> XGBoostModel:
+        return XGBoostModel(settings.boosting, recipe["seed"], threads).fit(X, y, rows["weight"])
 
-    return run_component(build, recipe, inputs, settings, as_of, folds_at_once=settings.run.threads)
+    return run_component(fit, recipe, inputs, settings, as_of, folds_at_once=settings.run.threads)

@@ -223,7 +223,7 @@ class ForestSettings(Section):
 
     n_estimators: int = Field(200, ge=1)
     min_samples_leaf: int = Field(20, ge=1)
-    max_samples: float = Field(0.1, gt=0, le=1)
+    max_samples: Annotated[float, Field(gt=0, le=1)] | Literal["uniqueness"] = "uniqueness"  # share of the rows a tree draws; the word: the rows' average uniqueness
     max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
 
 

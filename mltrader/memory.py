@@ -179,15 +179,15 @@ def share_factor(code: pd.Series, targets: Mapping[str, float], clip: tuple[floa
     return code.map((target / target.sum() / actual).clip(*clip)).astype(float)
 
 
-def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, calendar: Any) -> pd.DataFrame:
+def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, unique: np.ndarray) -> pd.DataFrame:
     """The factors of each training row's weight, before the rescaling.
 
     Parameters
     ----------
     rows : DataFrame [session, symbol, regime, label_known_at, origin, event, event_weight, replay]
         One training set; `event` and `event_weight` count where `origin` is 'archive'.
-    calendar : ndarray of datetime64
-        Sessions, sorted.
+    unique : ndarray of shape (n_rows,)
+        Average uniqueness of each row.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, calendar: Any)
     factors = pd.DataFrame(1.0, index=rows.index, columns=["uniqueness", "event", "target", "regime", "replay"])
     old = rows["origin"] == "archive"
     if settings.use_uniqueness:
-        factors["uniqueness"] = average_uniqueness(rows["symbol"], rows["session"], rows["label_known_at"], calendar)
+        factors["uniqueness"] = unique
     if settings.use_event_weight and old.any():
         weights = rows[old].groupby("event")["event_weight"].first().to_dict()
         factors.loc[old, "event"] = share_factor(rows.loc[old, "event"], weights, settings.target_clip)
@@ -241,19 +241,22 @@ def training_rows(
 
     Returns
     -------
-    DataFrame [row, weight, origin, event]
-        Sorted by row, each row once; float32 weights of mean 1; `event` is empty for recent rows.
+    DataFrame [row, weight, uniqueness, origin, event]
+        Sorted by row, each row once; float32 weights of mean 1; `uniqueness` is `average_uniqueness` whatever the switches say;
+        `event` is empty for recent rows.
     """
     rows = _facts(samples, archive, as_of, settings)
     named = pd.Series(dtype=float) if replay is None else replay
     rows["replay"] = rows["row"].map(named).astype(float).fillna(1.0)
+    columns = ["row", "weight", "uniqueness", "origin", "event"]
     if not len(rows):
-        return rows.assign(weight=np.float32())[["row", "weight", "origin", "event"]]
+        return rows.assign(weight=np.float32(), uniqueness=np.float32())[columns]
     known = samples["session"] if calendar is None else pd.Series(np.asarray(calendar, dtype=SESSION_DTYPE))
     calendar = np.unique(np.concatenate([known.to_numpy(), rows["label_known_at"].to_numpy()]))
-    weight = _weight_factors(rows, settings.memory, calendar).prod(axis=1)
+    unique = average_uniqueness(rows["symbol"], rows["session"], rows["label_known_at"], calendar)
+    weight = _weight_factors(rows, settings.memory, unique).prod(axis=1)
     rows["weight"] = (weight / weight.mean()).astype("float32")
-    return rows[["row", "weight", "origin", "event"]]
+    return rows.assign(uniqueness=unique.astype("float32"))[columns]
 
 # %% ../nbs/24_memory.ipynb #a10b6ae7
 def composition(samples: pd.DataFrame, rows: pd.DataFrame, settings: MemorySettings) -> dict[str, Any]:
@@ -295,7 +298,7 @@ def make_plan(
 
     Returns
     -------
-    plan : DataFrame [fold, row, weight, origin, event]
+    plan : DataFrame [fold, row, weight, uniqueness, origin, event]
     left_out : dict of int to int
         Rows of each fold that had too few.
 
@@ -317,7 +320,7 @@ def make_plan(
             f"Only {len(parts[-1])} training samples at {to_session(as_of).date()}, {need} needed: add symbols or "
             "years, lengthen [memory] window_years, or lower [training] min_samples_for_training."
         )
-    plan = pd.concat(parts, ignore_index=True)[["fold", "row", "weight", "origin", "event"]]
+    plan = pd.concat(parts, ignore_index=True)[["fold", "row", "weight", "uniqueness", "origin", "event"]]
     return plan.astype({"fold": "int64", "row": "int64", "origin": "str", "event": "str"}), left_out
 
 # %% ../nbs/24_memory.ipynb #8ea1afa3

@@ -257,7 +257,7 @@ def stack_out_of_fold(
     plan = stack_plan(joined, samples, folds, settings.min_folds)
     recipe = {"component": "meta", "penalty": settings.penalty, "clip": SMALLEST, "scikit-learn": sklearn.__version__, "code": digest_modules("meta")}
 
-    def fit_predict(X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, X_test: pd.DataFrame) -> np.ndarray:
+    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> np.ndarray:
         return apply_logit(fit_logit(X.to_numpy(), y, settings.penalty), X_test.to_numpy())
 
     return out_of_fold(inputs, Z_COLUMNS, plan, folds[folds["fold"].isin(plan["fold"])], fit_predict, recipe, cache)

@@ -167,7 +167,8 @@ def test_run_gives_the_frames_of_the_contract_and_repeats():
         pd.testing.assert_frame_equal(frame, again.frames[name], check_exact=True)
     plan, training = OUTPUT.frames["plan"], OUTPUT.frames["training_set"]
     refit = plan[plan["fold"] == memory.REFIT].reset_index(drop=True)
-    assert list(plan.columns) == ["fold", "row", "weight", "origin", "event"] and plan["weight"].dtype == "float32"
+    assert list(plan.columns) == ["fold", "row", "weight", "uniqueness", "origin", "event"]
+    assert (plan.dtypes[["weight", "uniqueness"]] == "float32").all() and plan["uniqueness"].between(0, 1, inclusive="right").all()
     assert set(plan["fold"]) == {*OUTPUT.frames["folds"]["fold"], memory.REFIT}
     keys = SAMPLES.loc[refit["row"], ["session", "symbol", "label", "a"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(training[["session", "symbol", "label", "a"]], keys)
