@@ -104,7 +104,7 @@ def _share(settings: ForestSettings, uniqueness: Any | None) -> float:
     """Share of the rows that each tree draws."""
     if settings.max_samples != "uniqueness":
         return settings.max_samples
-    share = 1.0 if uniqueness is None else float(np.mean(uniqueness, dtype=np.float64))
+    share = 1.0 if uniqueness is None else float(np.asarray(uniqueness, dtype=np.float64).mean())
     if not 0 < share <= 1:
         raise DataError(f"The rows' average uniqueness is {share}; it lies in (0, 1] by definition, so the plan is damaged: rerun memory.")
     return share
@@ -249,7 +249,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     recipe = component_recipe(settings)
 
     def fit(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, threads: int) -> RandomForestModel:
-        return RandomForestModel(settings.forest, recipe["seed"], threads).fit(X, y, rows["weight"], rows["uniqueness"])
+        return RandomForestModel(settings.forest, recipe["seed"], threads).fit(X, y, rows["weight"], rows.get("uniqueness"))
 
     return run_component(fit, recipe, inputs, settings, as_of)
 
