@@ -17,8 +17,9 @@ from .checks import model_inputs, require_fitted, training_inputs
 from .config import BoostingSettings, Settings
 from .core import CLASSES, IntegrityError, TaskOutput, canonical_json, digest_bytes, digest_modules, seed_for
 from .forest import figure as figure
-from .forest import run_component
+from .forest import replay_recipe, run_component
 from .forest import table as table
+from .splits import log_loss_rows
 
 # %% ../nbs/32_boosting.ipynb #21e19e46
 class XGBoostModel:
@@ -65,6 +66,14 @@ class XGBoostModel:
         if not len(values):
             return np.empty((0, len(CLASSES)))
         return self.booster_.inplace_predict(values, missing=np.nan).astype(np.float64)
+
+    def loss_curve(self, X: pd.DataFrame, y: Any, steps: int = 10) -> np.ndarray:
+        """Log-loss (nats) of the rows it was fitted on, as rounds are added: array of shape (n_rows, steps)."""
+        require_fitted(self)
+        values, labels = model_inputs(X, list(self.feature_names_in_)), np.asarray(y, dtype=np.int64)
+        stops = np.unique(np.linspace(0, self.booster_.num_boosted_rounds(), steps + 1).astype(int)[1:])
+        said = [self.booster_.inplace_predict(values, iteration_range=(0, int(stop)), missing=np.nan) for stop in stops]
+        return np.column_stack([log_loss_rows(labels, proba) for proba in said])
 
     def to_bytes(self) -> bytes:
         """The model as UBJ: the same bytes for the same model."""
@@ -121,14 +130,15 @@ def component_recipe(settings: Settings) -> dict[str, Any]:
     import xgboost
 
     return {"component": "boosting", "settings": settings.boosting.model_dump(mode="json"), "classes": list(CLASSES),
-            "seed": seed_for("boosting", settings.run.seed), "xgboost": xgboost.__version__, "code": digest_modules("checks", "forest", "boosting")}
+            "seed": seed_for("boosting", settings.run.seed), "xgboost": xgboost.__version__, "replay": replay_recipe(settings),
+            "code": digest_modules("checks", "forest", "boosting", "replay")}
 
 
 def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> TaskOutput:
     """Out-of-fold predictions of boosting, its refit at `as_of`, and the model of the last fold."""
     recipe = component_recipe(settings)
 
-    def build(threads: int) -> XGBoostModel:
-        return XGBoostModel(settings.boosting, recipe["seed"], threads)
+    def fit(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, threads: int) -> XGBoostModel:
+        return XGBoostModel(settings.boosting, recipe["seed"], threads).fit(X, y, rows["weight"])
 
-    return run_component(build, recipe, inputs, settings, as_of, folds_at_once=settings.run.threads)
+    return run_component(fit, recipe, inputs, settings, as_of, folds_at_once=settings.run.threads)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CANONICAL_EVENTS', 'STATES', 'NOT_SETTINGS', 'Section', 'RunSettings', 'MarketSettings', 'UniverseSettings',
            'VendorSettings', 'FeatureSettings', 'RegimeSettings', 'LabelSettings', 'DriftSettings', 'EventDefinition',
-           'EventSettings', 'MemorySettings', 'SplitSettings', 'ForestSettings', 'BoostingSettings', 'MetaSettings',
-           'BacktestSettings', 'ExplainSettings', 'PromotionSettings', 'TrainingSettings', 'Settings', 'settings_path',
-           'load_settings', 'home', 'database_url']
+           'EventSettings', 'ReplaySettings', 'MemorySettings', 'SplitSettings', 'ForestSettings', 'BoostingSettings',
+           'MetaSettings', 'BacktestSettings', 'ExplainSettings', 'PromotionSettings', 'TrainingSettings', 'Settings',
+           'settings_path', 'load_settings', 'home', 'database_url']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
 import os
@@ -188,6 +188,16 @@ class EventSettings(Section):
         return self
 
 # %% ../nbs/01_config.ipynb #b90eecd8
+class ReplaySettings(Section):
+    """Which past errors are learned from again, and how much that may count."""
+
+    mode: Literal["off", "errors", "double_ensemble"] = "off"
+    max_size: int = Field(1000, ge=1, le=100_000)  # errors that the buffer holds
+    share: float = Field(0.20, gt=0, le=0.20)  # most of the total weight that replay may take
+    cap: float = Field(3.0, ge=1, le=3)  # most that one row's weight may be multiplied by
+    max_age_years: float = Field(5.0, gt=0)  # older errors are forgotten
+
+# %% ../nbs/01_config.ipynb #b5fd3410
 STATES: tuple[str, ...] = ("log_vix", "log_volatility", "drawdown")  # what makes two sessions alike
 
 
@@ -234,7 +244,7 @@ class ForestSettings(Section):
 
     n_estimators: int = Field(200, ge=1)
     min_samples_leaf: int = Field(20, ge=1)
-    max_samples: float = Field(0.1, gt=0, le=1)
+    max_samples: Annotated[float, Field(gt=0, le=1)] | Literal["uniqueness"] = "uniqueness"  # share of the rows a tree draws; the word: the rows' average uniqueness
     max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
 
 
@@ -316,6 +326,7 @@ class Settings(Section):
     drift: DriftSettings = DriftSettings()
     events: EventSettings = EventSettings()
     memory: MemorySettings = MemorySettings()
+    replay: ReplaySettings = ReplaySettings()
     splits: SplitSettings = SplitSettings()
     forest: ForestSettings = ForestSettings()
     boosting: BoostingSettings = BoostingSettings()

@@ -6,7 +6,8 @@
 __all__ = ['CLASSES', 'SELL', 'HOLD', 'BUY', 'REGIMES', 'TASKS', 'PROBABILITIES', 'SESSION_DTYPE', 'Block', 'Result',
            'MltraderError', 'ConfigError', 'DataError', 'VendorError', 'LeaseError', 'IntegrityError', 'Clock',
            'to_session', 'canonical_json', 'digest_bytes', 'digest_json', 'digest_file', 'digest_modules',
-           'digest_arrays', 'seed_for', 'map_blocks', 'require_columns', 'usable_at', 'TaskOutput', 'project_root']
+           'digest_arrays', 'seed_for', 'map_blocks', 'require_columns', 'usable_at', 'OutOfFold', 'TaskOutput',
+           'project_root']
 
 # %% ../nbs/00_core.ipynb #61e12280
 import hashlib
@@ -14,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -219,6 +220,35 @@ def usable_at(frame: "pd.DataFrame", as_of: Any) -> "pd.Series":
     """Which rows' labels were known at the close of session `as_of` (boolean, one a row)."""
     require_columns(frame, ["label_known_at"], "the labelled frame")
     return frame["label_known_at"] <= to_session(as_of)
+
+# %% ../nbs/00_core.ipynb #a36a924a
+_OUT_OF_FOLD = object()  # for 30_splits alone
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """Predictions for rows that their models could not have learned from; made by `splits.out_of_fold` and `splits.reopen` alone.
+
+    Attributes
+    ----------
+    frame : DataFrame [row, fold, proba_sell, proba_hold, proba_buy]
+        One line a tested row, float64, sorted by row.
+    recipe : dict
+        What made it.
+    """
+
+    frame: "pd.DataFrame"
+    recipe: dict[str, Any]
+    token: InitVar[object] = None
+
+    def __post_init__(self, token: object) -> None:
+        if token is not _OUT_OF_FOLD:
+            raise DataError("OutOfFold is made by splits.out_of_fold or splits.reopen, which check each row's cut-off.")
+
+    def known_at(self, samples: "pd.DataFrame", as_of: Any) -> "OutOfFold":
+        """Those predictions whose label, in `samples` [label_known_at] by row id, was known at the close of session `as_of`."""
+        known = usable_at(samples, as_of).reindex(self.frame["row"], fill_value=False).to_numpy()
+        return OutOfFold(self.frame[known].reset_index(drop=True), self.recipe, _OUT_OF_FOLD)
 
 # %% ../nbs/00_core.ipynb #106dfe82
 @dataclass(frozen=True)

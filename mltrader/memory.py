@@ -324,15 +324,15 @@ def evict(weight: np.ndarray, uniform: np.ndarray, capacity: int) -> tuple[np.nd
     return kept, np.maximum(weight[kept], priority[order[capacity]])
 
 
-def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, calendar: Any) -> pd.DataFrame:
+def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, unique: np.ndarray) -> pd.DataFrame:
     """The factors of each training row's weight, before the rescaling.
 
     Parameters
     ----------
     rows : DataFrame [session, symbol, regime, label_known_at, origin, event, event_weight, replay]
         One training set; `event` and `event_weight` count where `origin` is 'archive'.
-    calendar : ndarray of datetime64
-        Sessions, sorted.
+    unique : ndarray of shape (n_rows,)
+        Average uniqueness of each row.
 
     Returns
     -------
@@ -342,7 +342,7 @@ def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, calendar: Any)
     factors = pd.DataFrame(1.0, index=rows.index, columns=["uniqueness", "event", "target", "regime", "replay"])
     old = rows["origin"] == "archive"
     if settings.use_uniqueness:
-        factors["uniqueness"] = average_uniqueness(rows["symbol"], rows["session"], rows["label_known_at"], calendar)
+        factors["uniqueness"] = unique
     if settings.use_event_weight and old.any():
         weights = rows[old].groupby("event")["event_weight"].first().to_dict()
         factors.loc[old, "event"] = share_factor(rows.loc[old, "event"], weights, settings.target_clip)
@@ -397,21 +397,25 @@ def training_rows(
 
     Returns
     -------
-    DataFrame [row, weight, origin, event]
-        Sorted by row, each row once; float32 weights of mean 1; `event` is empty for recent rows.
+    DataFrame [row, weight, uniqueness, origin, event]
+        Sorted by row, each row once; float32 weights of mean 1; `uniqueness` is `average_uniqueness` whatever the switches say;
+        `event` is empty for recent rows.
     """
     rows = _facts(samples, archive, as_of, settings, state, judged)
     named = pd.Series(dtype=float) if replay is None else replay
     rows["replay"] = rows["row"].map(named).astype(float).fillna(1.0)
+    columns = ["row", "weight", "uniqueness", "origin", "event"]
     if not len(rows):
-        return rows.assign(weight=np.float32())[["row", "weight", "origin", "event"]]
+        return rows.assign(weight=np.float32(), uniqueness=np.float32())[columns]
     known = samples["session"] if calendar is None else pd.Series(np.asarray(calendar, dtype=SESSION_DTYPE))
     calendar = np.unique(np.concatenate([known.to_numpy(), rows["label_known_at"].to_numpy()]))
-    weight = _weight_factors(rows, settings.memory, calendar).prod(axis=1).to_numpy()
+    unique = average_uniqueness(rows["symbol"], rows["session"], rows["label_known_at"], calendar)
+    rows["uniqueness"] = unique.astype("float32")
+    weight = _weight_factors(rows, settings.memory, unique).prod(axis=1).to_numpy()
     kept, weight = evict(weight, uniform_of(rows, seed_for("capacity", settings.run.seed)), settings.memory.capacity)
     rows = rows.iloc[kept].reset_index(drop=True)
     rows["weight"] = (weight / weight.mean()).astype("float32")
-    return rows[["row", "weight", "origin", "event"]]
+    return rows[columns]
 
 # %% ../nbs/24_memory.ipynb #a10b6ae7
 def composition(samples: pd.DataFrame, rows: pd.DataFrame, settings: MemorySettings) -> dict[str, Any]:
@@ -453,7 +457,7 @@ def make_plan(
 
     Returns
     -------
-    plan : DataFrame [fold, row, weight, origin, event]
+    plan : DataFrame [fold, row, weight, uniqueness, origin, event]
     left_out : dict of int to int
         Rows of each fold that had too few.
 
@@ -475,7 +479,7 @@ def make_plan(
             f"Only {len(parts[-1])} training samples at {to_session(as_of).date()}, {need} needed: add symbols or "
             "years, lengthen [memory] window_years, or lower [training] min_samples_for_training."
         )
-    plan = pd.concat(parts, ignore_index=True)[["fold", "row", "weight", "origin", "event"]]
+    plan = pd.concat(parts, ignore_index=True)[["fold", "row", "weight", "uniqueness", "origin", "event"]]
     return plan.astype({"fold": "int64", "row": "int64", "origin": "str", "event": "str"}), left_out
 
 # %% ../nbs/24_memory.ipynb #8bed9cd2
@@ -514,7 +518,7 @@ class HybridMemory:
     state: pd.DataFrame | None = None
 
     def rows(self, as_of: Any, replay: pd.Series | None = None, judged: pd.DataFrame | None = None) -> pd.DataFrame:
-        """[row, weight, origin, event] at `as_of`; see `training_rows`."""
+        """[row, weight, uniqueness, origin, event] at `as_of`; see `training_rows`."""
         return training_rows(self.samples, self.archive, as_of, self.settings, replay, self.calendar, self.state, judged)
 
     def training_set(self, as_of: Any, replay: pd.Series | None = None, judged: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -533,26 +537,25 @@ class HybridMemory:
         return model.fit(taken[self.feature_names].astype("float32"), taken["label"].to_numpy(), rows["weight"].to_numpy())
 
 # %% ../nbs/24_memory.ipynb #8ea1afa3
-def with_kept(samples: pd.DataFrame, archive: pd.DataFrame, kept: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Samples and archive, joined by the rows of events that the archive holds and the present panel does not reach.
+def with_kept(samples: pd.DataFrame, kept: pd.DataFrame | None) -> pd.DataFrame:
+    """Samples, joined by those of events that the archive holds and the present panel does not reach.
 
     Parameters
     ----------
     kept : DataFrame or None
-        Whole samples with their event, as an earlier run archived them.
+        Whole samples, as an earlier run archived them; `archive` holds their keys.
 
     Returns
     -------
-    samples, archive : DataFrame
+    DataFrame
         Sorted by (session, symbol); a row that the panel has too is the panel's.
     """
     if kept is None or not len(kept):
-        return samples, archive
-    require_columns(kept, [*samples.columns, "event", "known_from"], "the archive's kept rows")
-    known = pd.MultiIndex.from_frame(samples[_KEYS])
-    kept = kept[~pd.MultiIndex.from_frame(kept[_KEYS]).isin(known)]
-    whole = pd.concat([samples, kept[samples.columns].astype(samples.dtypes)], ignore_index=True)
-    return whole.sort_values(_KEYS, ignore_index=True), pd.concat([archive, kept.reindex(columns=archive.columns)], ignore_index=True)
+        return samples
+    require_columns(kept, list(samples.columns), "the archive's kept rows")
+    fresh = ~pd.MultiIndex.from_frame(kept[_KEYS]).isin(pd.MultiIndex.from_frame(samples[_KEYS]))
+    whole = pd.concat([samples, kept.loc[fresh, list(samples.columns)].astype(samples.dtypes)], ignore_index=True)
+    return whole.sort_values(_KEYS, ignore_index=True)
 
 
 def describe(
@@ -588,7 +591,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
         labels[usable_at(labels, as_of)], regimes["market_regimes"], regimes["symbol_regimes"],
         inputs["market"]["sectors"],
     )
-    samples, archive = with_kept(samples, inputs["archive"]["archive"], inputs["archive"].get("kept"))
+    archive, samples = inputs["archive"]["archive"], with_kept(samples, inputs["archive"].get("kept"))
     state = market_state(regimes["market_regimes"], regimes["index_path"])
     folds = cutoffs(regimes["market_regimes"]["session"], settings.splits.first_test_year, as_of)
     plan, left_out = make_plan(samples, archive, folds, as_of, settings, regimes["market_regimes"]["session"], state)

@@ -6,7 +6,8 @@
 __all__ = ['BASES', 'INPUTS', 'SMALLEST', 'NEVER_SEEN', 'COLDEST', 'HOTTEST', 'Z_COLUMNS', 'VOLATILITY', 'LEVEL', 'MODELS',
            'log_odds', 'softmax', 'fit_logit', 'apply_logit', 'soften', 'best_temperature', 'join_bases', 'odds_frame',
            'MetaLearner', 'stack_plan', 'stack_out_of_fold', 'temperatures', 'baseline_inputs', 'fit_predict_baseline',
-           'baselines', 'lead', 'evaluate', 'predict_session', 'performance_rows', 'yearly', 'run', 'figure', 'table']
+           'baselines', 'lead', 'evaluate', 'predict_session', 'errors_for_replay', 'performance_rows', 'yearly', 'run',
+           'figure', 'table']
 
 # %% ../nbs/33_meta.ipynb #9d648626
 import json
@@ -20,7 +21,7 @@ from .checks import model_inputs, require_fitted, sample_features
 from .config import MetaSettings, Settings
 from .core import CLASSES, PROBABILITIES, DataError, IntegrityError, TaskOutput
 from .core import canonical_json, digest_json, digest_modules, require_columns, seed_for, to_session, usable_at
-from .replay import candidates
+from .replay import ErrorReplayBuffer
 from .splits import OutOfFold, calibration_error, log_loss_rows, out_of_fold, rank_ic, reopen, session_interval
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def stack_out_of_fold(
     plan = stack_plan(joined, samples, folds, settings.min_folds)
     recipe = {"component": "meta", "penalty": settings.penalty, "clip": SMALLEST, "scikit-learn": sklearn.__version__, "code": digest_modules("meta")}
 
-    def fit_predict(X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, X_test: pd.DataFrame) -> np.ndarray:
+    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> np.ndarray:
         return apply_logit(fit_logit(X.to_numpy(), y, settings.penalty), X_test.to_numpy())
 
     return out_of_fold(inputs, Z_COLUMNS, plan, folds[folds["fold"].isin(plan["fold"])], fit_predict, recipe, cache)
@@ -355,6 +356,21 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
     return keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)), prediction=called, abstain=(lead(proba) < margin) | young)
 
 # %% ../nbs/33_meta.ipynb #fda2de63
+def errors_for_replay(judged: OutOfFold, inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any) -> pd.DataFrame:
+    """The stack's dearest errors, with how often the base models' training sets replayed each: see `ErrorReplayBuffer.errors`."""
+    samples = inputs["memory"]["samples"]
+    buffer = ErrorReplayBuffer(None, settings.replay.max_size, inputs["features"]["feature_set"]["version"],
+                               regime_weights=settings.memory.regime_weights, max_age_years=settings.replay.max_age_years)
+    buffer.add_batch_errors(judged.known_at(samples, as_of), samples, inputs["memory"]["folds"], as_of)
+    rows = [inputs[base]["replayed"]["row"] for base in BASES if "replayed" in inputs[base]]
+    if rows:
+        counts = pd.concat(rows).value_counts()
+        counts.index = pd.MultiIndex.from_frame(samples[["session", "symbol"]].iloc[counts.index])
+        found = counts.reindex(pd.MultiIndex.from_frame(buffer.errors[["session", "symbol"]]), fill_value=0)
+        return buffer.errors.assign(replayed_count=found.to_numpy())
+    return buffer.errors
+
+
 def performance_rows(evaluation: pd.DataFrame, horizon: int, n_boot: int, seed: int) -> list[dict[str, Any]]:
     """Scores of every model over all years and over the most recent one, for the table model_performance."""
     from sklearn.metrics import balanced_accuracy_score, f1_score
@@ -420,7 +436,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     heat = temperatures(raw, samples, folds)
     evaluation = evaluate(samples, plan, join_bases(bases), raw, heat, settings.meta.abstain_margin)
     predictions = predict_session(inputs, learner, as_of, settings.meta.abstain_margin)
-    errors = candidates(evaluation, inputs["features"]["feature_set"]["version"], settings.memory.regime_weights)
+    judged = reopen(evaluation[["row", "fold", *PROBABILITIES]], raw.recipe, samples, plan, folds)
+    errors = errors_for_replay(judged, inputs, settings, as_of)
     performance = performance_rows(evaluation, settings.labels.horizon, settings.splits.bootstrap, seed_for("meta", settings.run.seed))
     years, scores = yearly(evaluation), performance[0]
     summary = {

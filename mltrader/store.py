@@ -11,8 +11,8 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
            'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial',
            'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
-           'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'drift_since',
-           'untrained_events']
+           'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'replay_errors',
+           'replay_versions', 'drift_since', 'untrained_events']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -162,6 +162,7 @@ error_replay_buffer = Table(
     "error_replay_buffer", metadata,
     _id(), _run(), Column("session", sa.Date, nullable=False), _text("symbol", 32, nullable=False), _text("regime", 32),
     _text("feature_set", nullable=False), *_counts("true_label", "predicted_label"), *_numbers("confidence", "priority"),
+    *_counts("fold"), *_dates("label_known_at", "added_as_of"), *_counts("replayed_count"),
     UniqueConstraint("run_id", "session", "symbol", "feature_set"),
     CheckConstraint("true_label <> predicted_label", name="is_an_error"),
 )
@@ -242,9 +243,24 @@ def _create_everything(conn: sa.Connection) -> None:
     conn.execute(store_facts.insert().values(key="uuid", value=uuid.uuid4().hex))
 
 
-MIGRATIONS: tuple[tuple[str, Any], ...] = (("first schema", _create_everything),)  # those after the first serve stores that exist
+def _add_columns(conn: sa.Connection, table: Table, *names: str) -> None:
+    """Add declared columns that a table of an older store lacks; they are empty in its rows."""
+    known = {column["name"] for column in sa.inspect(conn).get_columns(table.name)}
+    for name in [name for name in names if name not in known]:
+        column = sa.schema.CreateColumn(table.c[name]).compile(dialect=conn.dialect)
+        conn.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {column}")
 
 
+def _replay_columns(conn: sa.Connection) -> None:
+    _add_columns(conn, error_replay_buffer, "fold", "label_known_at", "added_as_of", "replayed_count")
+
+
+MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
+    ("first schema", _create_everything),
+    ("when a replayed error was known and used", _replay_columns),
+)
+
+# %% ../nbs/02_store.ipynb #df437afe
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
@@ -648,6 +664,26 @@ def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:
     query = (sa.select(dynamic_events).join_from(dynamic_events, training_runs, dynamic_events.c.run_id == training_runs.c.id)
              .where(training_runs.c.as_of < before).order_by(dynamic_events.c.id))
     return list({row["event_name"]: dict(row) for row in conn.execute(query).mappings()}.values())
+
+
+def replay_errors(conn: sa.Connection, before: Any, feature_set: str, since: Any, limit: int) -> list[dict[str, Any]]:
+    """Errors of runs with an `as_of` before `before`, known by then, from sessions since `since`: each once, dearest first."""
+    table, columns = error_replay_buffer, [c for c in error_replay_buffer.c if c.name not in ("id", "run_id")]
+    order = sa.func.row_number().over(partition_by=(table.c.session, table.c.symbol), order_by=(table.c.priority.desc(), table.c.id.desc()))
+    ranked = (sa.select(*columns, order.label("place")).join_from(table, training_runs, table.c.run_id == training_runs.c.id)
+              .where(training_runs.c.as_of < before, table.c.feature_set == feature_set, table.c.label_known_at <= before, table.c.session >= since)
+              .subquery())
+    query = (sa.select(*[ranked.c[c.name] for c in columns]).where(ranked.c.place == 1)
+             .order_by(ranked.c.priority.desc(), ranked.c.session.desc(), ranked.c.symbol).limit(limit))
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def replay_versions(conn: sa.Connection, before: Any) -> dict[str, int]:
+    """Rows of the replay buffer by feature-set version, of runs with an `as_of` before `before`."""
+    query = (sa.select(error_replay_buffer.c.feature_set, sa.func.count()).join_from(error_replay_buffer, training_runs, error_replay_buffer.c.run_id == training_runs.c.id)
+             .where(training_runs.c.as_of < before).group_by(error_replay_buffer.c.feature_set))
+    return {str(name): int(n) for name, n in conn.execute(query)}
+
 
 def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
     """Highest drift score that a check flagged in runs started after `moment`; None if there was none."""

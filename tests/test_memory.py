@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrader import archive, memory, replay
+from mltrader import archive, memory
 from mltrader.config import EventDefinition, MemorySettings, Settings
-from mltrader.core import PROBABILITIES, REGIMES, DataError
+from mltrader.core import REGIMES, DataError
 
 HORIZON = 14
 DAYS = pd.bdate_range("2001-01-01", "2010-12-31").as_unit("us")
@@ -167,7 +167,8 @@ def test_run_gives_the_frames_of_the_contract_and_repeats():
         pd.testing.assert_frame_equal(frame, again.frames[name], check_exact=True)
     plan, training = OUTPUT.frames["plan"], OUTPUT.frames["training_set"]
     refit = plan[plan["fold"] == memory.REFIT].reset_index(drop=True)
-    assert list(plan.columns) == ["fold", "row", "weight", "origin", "event"] and plan["weight"].dtype == "float32"
+    assert list(plan.columns) == ["fold", "row", "weight", "uniqueness", "origin", "event"]
+    assert (plan.dtypes[["weight", "uniqueness"]] == "float32").all() and plan["uniqueness"].between(0, 1, inclusive="right").all()
     assert set(plan["fold"]) == {*OUTPUT.frames["folds"]["fold"], memory.REFIT}
     keys = SAMPLES.loc[refit["row"], ["session", "symbol", "label", "a"]].reset_index(drop=True)
     pd.testing.assert_frame_equal(training[["session", "symbol", "label", "a"]], keys)
@@ -181,38 +182,3 @@ def test_too_few_samples_are_refused_and_poor_folds_left_out():
     output = memory.run(INPUTS, few, DAYS[-1])
     left_out = output.documents["composition"]["left_out"]
     assert "2002" in left_out and 2002 not in set(output.frames["plan"]["fold"])
-
-
-def evaluation(n: int = 600) -> pd.DataFrame:
-    rng = np.random.default_rng(4)
-    frame = pd.MultiIndex.from_product([DAYS[-n // 3 :], SYMBOLS], names=["session", "symbol"]).to_frame(index=False)
-    frame = frame.assign(
-        fold=frame["session"].dt.year, regime=rng.choice(REGIMES, len(frame)), label=rng.integers(0, 3, len(frame))
-    )
-    frame[list(PROBABILITIES)] = rng.dirichlet([2, 2, 2], len(frame))
-    return frame
-
-
-def test_replay_ranks_wrong_calls_and_refuses_rows_that_were_seen():
-    frame, weights = evaluation(), MemorySettings().regime_weights
-    worst = replay.candidates(frame, "v1", weights, limit=50)
-    proba = frame[list(PROBABILITIES)].to_numpy()
-    priority = np.where(proba.argmax(1) != frame["label"], proba.max(1) * frame["regime"].map(weights), -1)
-    np.testing.assert_allclose(worst["priority"], np.sort(priority)[::-1][:50])
-    assert not worst.duplicated(["session", "symbol", "feature_set"]).any()
-    for planted in (np.nan, -1, 2011):
-        spoiled = frame.astype({"fold": float})
-        spoiled.loc[7, "fold"] = planted
-        with pytest.raises(DataError, match="not out of fold"):
-            replay.candidates(spoiled, "v1", weights)
-
-
-def test_replay_weights_reach_the_training_rows_and_are_capped():
-    weights = MemorySettings().regime_weights
-    errors = replay.candidates(evaluation(), "v1", weights)
-    factor = replay.replay_weights(SAMPLES, errors, "v1", weights)
-    assert factor.between(1, 3).all() and (factor > 1).any()
-    off = Settings(memory={"window_years": 2.0} | OFF)
-    plain = memory.training_rows(SAMPLES, ARCHIVE, DAYS[-1], off)
-    again = memory.training_rows(SAMPLES, ARCHIVE, DAYS[-1], off, factor * 100)
-    assert again["row"].equals(plain["row"]) and again["weight"].max() / again["weight"].min() <= 3.0001

@@ -46,10 +46,10 @@ class Counter:
     def __init__(self):
         self.fits = 0
 
-    def __call__(self, X, y, weight, X_test):
+    def __call__(self, X, y, rows, X_test):
         self.fits += 1
         scores = np.exp(
-            np.outer(X_test["x"].to_numpy(dtype=float), [0.1, 0.2, 0.3]) * weight.mean() + np.bincount(y)[:3] / len(y)
+            np.outer(X_test["x"].to_numpy(dtype=float), [0.1, 0.2, 0.3]) * rows["weight"].mean() + np.bincount(y)[:3] / len(y)
         )
         return scores / scores.sum(axis=1, keepdims=True)
 
@@ -142,6 +142,7 @@ def test_the_cache_gives_the_same_bits_and_misses_on_any_change():
         {"samples": SAMPLES.assign(label=SAMPLES["label"].where(SAMPLES.index != 0, 2 - SAMPLES["label"][0] // 2))},
         {"plan": PLAN.assign(weight=PLAN["weight"].where(PLAN["row"] != 0, 2.0).astype("f4"))},
         {"plan": PLAN[PLAN["row"] != 0]},
+        {"plan": PLAN.assign(uniqueness=np.float32(0.5))},
     ]
     for change in changes:
         fits = model.fits
