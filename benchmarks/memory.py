@@ -1,0 +1,246 @@
+"""Does the archive help, and does a new model forget? Forest and boosting, by event, with each way to compose the training set.
+
+    python benchmarks/memory.py            # 5 seeds, both models, all arms: about an hour; a stopped run goes on where it was
+    python benchmarks/memory.py --quick    # 1 seed, a small forest, three arms, the forward study alone: about a minute
+    python benchmarks/memory.py --seeds 2 --arms "recent only,share 40 %" --json
+
+Forward: fitted strictly before each event the data reach (the canonical ones of the settings, and the drawdowns of 12 % or more that they
+leave out). Leave one out: fitted today, without the event; a diagnostic that looks ahead by design, and what the certificate of
+non-forgetting is made of. Retention: yearly refits after 2008 and 2020, judged on rows of the event that the archive did not hold.
+All means are in nats; gains are paired by row, seeds averaged; 95 % intervals from blocks of whole sessions (`splits.session_interval`).
+
+Exits with 1 if a bar is missed: over all events the default mix beats `recent only` beyond doubt; in crash events it gains at least
+what `share 40 %` gains, less 0.01; and no event of at least two blocks is harmed beyond doubt.
+"""
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mltrader import archive, boosting, features, forest, forgetting, labels, market, memory, regimes, splits
+from mltrader import replay as replaying
+from mltrader.artifacts import ArtifactStore, FoldCache
+from mltrader.checks import sample_features
+from mltrader.config import EventDefinition, Settings, home
+from mltrader.core import OutOfFold, seed_for
+
+RECENT, SEED, FORTY = "recent only", "share 7 %", "share 40 %"
+ARMS: dict[str, dict[str, Any]] = {  # settings that differ from the default's, by arm
+    RECENT: {"memory": {"mix": "fixed", "archive_share": 0.0}},
+    SEED: {"memory": {"mix": "fixed", "archive_share": 0.07}, "events": {"aftermath_sessions": 0}},
+    "share 20 %": {"memory": {"mix": "fixed", "archive_share": 0.20}, "events": {"aftermath_sessions": 0}},
+    FORTY: {"memory": {"mix": "fixed", "archive_share": 0.40}, "events": {"aftermath_sessions": 0}},
+    "share 20 %, aftermath": {"memory": {"mix": "fixed", "archive_share": 0.20}, "events": {"aftermath_sessions": 60}},
+    "share 40 %, aftermath": {"memory": {"mix": "fixed", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
+    "coverage": {"memory": {"mix": "coverage", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
+    "likeness": {"memory": {"mix": "likeness", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
+    "all history": {"memory": {"mix": "fixed", "archive_share": 0.0, "window_years": 100.0}},
+}
+REPLAYED = "default and replay"
+
+
+def inputs_of(settings: Settings) -> tuple[dict[str, Any], pd.Timestamp]:
+    """Outputs of the tasks up to memory, from the packaged panel, without a store."""
+    made: dict[str, Any] = {"cache": {"folder": home() / "cache"}, "state": {"captured_events": []}}
+    output = market.run(made, settings, None)
+    made["market"] = output.frames | output.documents
+    panel = output.frames["panel"]
+    counts = panel.groupby("session").size()
+    as_of = counts.index[counts >= 0.8 * panel["symbol"].nunique()].max()
+    for name, module in (("features", features), ("regimes", regimes), ("labels", labels), ("archive", archive), ("memory", memory)):
+        output = module.run(made, settings, as_of)
+        made[name] = output.frames | output.documents
+    return made, as_of
+
+
+def study_events(settings: Settings, made: dict[str, Any]) -> tuple[EventDefinition, ...]:
+    """The canonical events, and the drawdowns that none of them overlaps."""
+    canonical, known = settings.events.canonical, []
+    for fall in regimes.drawdown_episodes(made["regimes"]["index_path"]).itertuples():
+        start, end = fall.start.date(), fall.end.date()
+        if all(end < event.start or start > event.end for event in canonical):
+            known.append(EventDefinition(name=f"drawdown_{start:%Y_%m}", start=start, end=end, regime="crash", weight=0.1))
+    return (*known, *canonical)
+
+
+def arms_of(names: Sequence[str], settings: Settings, made: dict[str, Any], as_of: pd.Timestamp) -> list[forgetting.Arm]:
+    """Each arm over the same samples, with the archive that its settings cut."""
+    known, frames, built = made["regimes"]["market_regimes"], made["memory"], []
+    state = memory.market_state(known, made["regimes"]["index_path"])
+    for name in names:
+        changed = settings.model_dump(mode="json")
+        for section, values in ARMS[name].items():
+            changed[section] |= values
+        own = Settings.model_validate(changed)
+        table = archive.event_table(own.events.canonical, [], known, own.labels.horizon, own.events.aftermath_sessions)
+        held = archive.cut(made["labels"]["labels"], made["regimes"]["symbol_regimes"], table, as_of)
+        built.append(forgetting.Arm(name, memory.HybridMemory(frames["samples"], held, own, known["session"], state)))
+    return built
+
+
+def models_of(settings: Settings, names: Sequence[str]) -> dict[str, forgetting.Model]:
+    """The base models as the tasks fit them, with the seed of the study."""
+    def fit_forest(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, seed: int) -> Any:
+        return forest.RandomForestModel(settings.forest, seed_for("forest", seed), settings.run.threads).fit(X, y, rows["weight"], rows["uniqueness"])
+
+    def fit_boosting(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, seed: int) -> Any:
+        return boosting.XGBoostModel(settings.boosting, seed_for("boosting", seed), settings.run.threads).fit(X, y, rows["weight"])
+
+    return {name: model for name, model in (("forest", fit_forest), ("boosting", fit_boosting)) if name in names}
+
+
+def replayed(arm: forgetting.Arm, made: dict[str, Any], model: forgetting.Model, recipe: Mapping[str, Any], cache: Any) -> forgetting.Arm:
+    """`arm`, with the errors that `model` made out of fold before each cut-off replayed."""
+    samples, folds, settings = arm.memory.samples, made["memory"]["folds"], arm.memory.settings
+    plan = pd.concat([arm.rows(fold.cutoff).assign(fold=fold.fold) for fold in folds.itertuples()], ignore_index=True)
+    seen = splits.out_of_fold(samples, sample_features(samples), plan, folds, lambda X, y, rows, X_test: model(X, y, rows, 0).predict_proba(X_test),
+                              {**recipe, "model": "forest", "seed": 0}, cache, settings.splits.min_train_rows)
+    on = settings.model_copy(update={"replay": settings.replay.model_copy(update={"mode": "errors"})})
+    buffer = replaying.Replay(on, samples, folds, made["features"]["feature_set"]["version"])
+    return replace(arm, name=REPLAYED, reweigh=lambda cutoff, rows: buffer(cutoff, rows, seen.known_at(samples, cutoff)))
+
+
+def bars(found: pd.DataFrame, default: str, crashes: Sequence[str], horizon: int) -> list[dict[str, Any]]:
+    """The bars, a line each, on the forest's forward losses."""
+    own = forgetting.gains(found, default, RECENT, horizon)
+    pooled = own[own["event"] == forgetting.POOLED].iloc[0]
+    harmed = own[(own["event"] != forgetting.POOLED) & (own["high"] < 0)]["event"].tolist()
+    lines = [{"bar": f"`{default}` beats `{RECENT}` over all events", "measured": f"{pooled['gain']:+.3f} [{pooled['low']:+.3f}, {pooled['high']:+.3f}]", "met": bool(pooled["low"] > 0)},
+             {"bar": "no event harmed beyond doubt", "measured": ", ".join(harmed) or "none", "met": not harmed}]
+    if FORTY in set(found["arm"]):
+        mean = found[found["event"].isin(crashes)].groupby("arm")["loss"].mean()
+        lines.append({"bar": f"crash events: no worse than `{FORTY}` less 0.01", "measured": f"{mean[default]:.3f} against {mean[FORTY]:.3f}", "met": bool(mean[default] <= mean[FORTY] + 0.01)})
+    return lines
+
+
+def show(title: str, frame: pd.DataFrame) -> None:
+    print(f"\n{title}\n{frame.to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
+
+
+def wide(found: pd.DataFrame, what: str = "loss") -> pd.DataFrame:
+    """Scores by event and arm, and the mean over events."""
+    table = forgetting.scores(found).pivot_table(index=["model", "event"], columns="arm", values=what, sort=False)
+    mean = table.groupby("model", sort=False).mean()
+    mean.index = pd.MultiIndex.from_product([mean.index, ["mean over events"]], names=table.index.names)
+    return pd.concat([table, mean])[list(dict.fromkeys(found["arm"]))].reset_index()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", default="", help="names, separated by semicolons; all without it")
+    parser.add_argument("--models", default="forest,boosting")
+    parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--figure", type=Path, help="where to write the picture of the forward gains (PNG)")
+    options = parser.parse_args()
+    began, settings = time.perf_counter(), Settings()
+    default = default_arm(settings)
+    names = options.arms.split(";") if options.arms else [RECENT, FORTY, default] if options.quick else [*ARMS]
+    names = list(dict.fromkeys([RECENT, *names, default]))
+    if options.quick:
+        settings = Settings.model_validate({"forest": {"n_estimators": 40}})
+    seeds, kinds = tuple(range(1 if options.quick else options.seeds)), ["forest"] if options.quick else options.models.split(",")
+    made, as_of = inputs_of(settings)
+    events = study_events(settings, made)
+    settings = settings.model_copy(update={"events": settings.events.model_copy(update={"canonical": events})})
+    arms, models = arms_of(names, settings, made, as_of), models_of(settings, kinds)
+    recipe = {"study": "memory", "models": {name: settings.model_dump(mode="json")[name] for name in kinds}}
+    cache = FoldCache(home() / "folds", ArtifactStore(home() / "artifacts"))
+    windows = archive.event_table(events, [], made["regimes"]["market_regimes"], settings.labels.horizon).sort_values("start", ignore_index=True)
+    if not options.quick and "forest" in models and not options.arms:
+        arms.append(replayed(next(arm for arm in arms if arm.name == default), made, models["forest"], recipe, cache))
+    horizon = settings.labels.horizon
+    found = forgetting.forward(arms, windows, models, seeds, recipe, cache)
+    candidates = [arm.name for arm in arms if arm.name not in ("all history", REPLAYED)]
+    picked = forgetting.chosen_forward(found, windows, RECENT, candidates)
+    crashes = [event.name for event in events if event.regime == "crash"]
+    report: dict[str, Any] = {
+        "default": default, "seeds": len(seeds), "events": len(windows), "trials": len(candidates), "python": platform.python_version(),
+        "loss": wide(found), "balanced_accuracy": wide(found, "balanced_accuracy"), "gains": forgetting.gains(found, default, RECENT, horizon),
+        "over_forty": forgetting.gains(found, default, FORTY, horizon) if FORTY in names else pd.DataFrame(), "chosen": picked,
+        "bars": pd.DataFrame(bars(found[found["model"] == kinds[0]], default, crashes, horizon)),
+    }
+    if REPLAYED in set(found["arm"]):
+        report["replay"] = forgetting.gains(found, REPLAYED, default, horizon)
+    if not (options.quick or options.forward_only):
+        report |= looking_back(arms, default, windows, as_of, models, seeds, recipe, cache, horizon)
+    report["seconds"] = round(time.perf_counter() - began)
+    if options.figure:
+        shown = [name for name in (SEED, FORTY, default) if name in names]
+        forgetting.figure(found, shown, RECENT, horizon).savefig(options.figure, dpi=150, bbox_inches="tight")
+    if options.json:
+        print(json.dumps({key: value.to_dict("records") if isinstance(value, pd.DataFrame) else value for key, value in report.items()}, default=str, indent=1))
+    else:
+        tell(report)
+    sys.exit(0 if report["bars"]["met"].all() else 1)
+
+
+def default_arm(settings: Settings) -> str:
+    """The arm that the settings describe."""
+    for name, changed in ARMS.items():
+        if all(getattr(getattr(settings, section), key) == value for section, values in changed.items() for key, value in values.items()):
+            return name
+    raise SystemExit("The default settings are none of the arms; add them to ARMS.")
+
+
+def looking_back(
+    arms: Sequence[forgetting.Arm], default: str, windows: pd.DataFrame, as_of: pd.Timestamp, models: Mapping[str, forgetting.Model],
+    seeds: Sequence[int], recipe: Mapping[str, Any], cache: Any, horizon: int,
+) -> dict[str, Any]:
+    """Leave one out with its certificates, and retention."""
+    two = [arm for arm in arms if arm.name in (RECENT, SEED, default)]
+    without = forgetting.leave_one_out(two, windows, as_of, models, seeds, recipe, cache)
+    papers = [forgetting.certificate(without, default, other, model, horizon) for model in models for other in (RECENT, SEED)]
+    calm = {"2008": ("2008-09-01", "2009-03-31", [f"{year}-12-31" for year in range(2014, 2020)])}
+    one_year = [replace(arm, memory=replace(arm.memory, settings=_short_window(arm.memory.settings))) for arm in two]
+    after = {"2008": forgetting.retention(two, "2008_financial_crisis", *calm["2008"], horizon, models, seeds, recipe, cache),
+             "2020": forgetting.retention(one_year, "2020_covid", "2020-02-20", "2020-06-30", [f"2021-{m:02d}-28" for m in (8, 10, 12)] + [f"2022-{m:02d}-28" for m in (2, 4, 6, 8, 10)],
+                                          horizon, models, seeds, recipe, cache)}
+    lines = pd.concat([forgetting.gains(found, default, other, horizon).query("event != @forgetting.POOLED").assign(after=name, over=other)
+                       for name, found in after.items() for other in (RECENT, SEED)], ignore_index=True)
+    return {"leave_one_out": wide(without), "certificates": papers, "retention": lines}
+
+
+def _short_window(settings: Settings) -> Settings:
+    return settings.model_copy(update={"memory": settings.memory.model_copy(update={"window_years": 1.0})})
+
+
+def tell(report: Mapping[str, Any]) -> None:
+    """Print the report."""
+    print(f"{report['events']} events, {report['seeds']} seeds, {report['trials']} candidate mixes (trials); {report['seconds']} s; Python {report['python']}")
+    print("Survivors of today only: whoever failed in 2008 is not in the packaged panel.")
+    show("Log-loss on events, fitted strictly before each (nats)", report["loss"])
+    show("Balanced accuracy on the same rows", report["balanced_accuracy"])
+    show(f"Gain of `{report['default']}` over `{RECENT}`", report["gains"])
+    if len(report["over_forty"]):
+        show(f"Gain of `{report['default']}` over `{FORTY}`", report["over_forty"])
+    show("The mix chosen on earlier events alone, and what it lost", report["chosen"])
+    for model, part in report["chosen"][report["chosen"]["n_past"] >= 2].groupby("model", sort=False):
+        better, worse = int((part["loss"] < part["default_loss"]).sum()), int((part["loss"] > part["default_loss"]).sum())
+        print(f"  {model}: better than `{RECENT}` before {better}, worse before {worse} of {len(part)} events; sign test p = {forgetting.sign_test(better, worse):.3g}")
+    if "replay" in report:
+        show(f"Gain of `{REPLAYED}` over `{report['default']}`", report["replay"])
+    if "certificates" in report:
+        show("Leave one out: fitted today without the event (nats; a diagnostic)", report["leave_one_out"])
+        for paper in report["certificates"]:
+            print(f"\nCertificate, {paper['model']}: `{paper['candidate']}` against `{paper['champion']}`: {paper['verdict']}" + (f" ({', '.join(paper['harmed'])})" if paper["harmed"] else ""))
+            print(pd.DataFrame(paper["events"])[["event", "gain", "low", "high", "n_blocks", "status"]].to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        show("Retention: gain years after the event, on rows of it that were not learned", report["retention"])
+    print()
+    for line in report["bars"].itertuples():
+        print(f"{'met   ' if line.met else 'MISSED'}  {line.bar}: {line.measured}")
+
+
+if __name__ == "__main__":
+    main()
