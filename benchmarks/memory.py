@@ -64,12 +64,15 @@ def inputs_of(settings: Settings) -> tuple[dict[str, Any], pd.Timestamp]:
 
 def study_events(settings: Settings, made: dict[str, Any]) -> tuple[EventDefinition, ...]:
     """The canonical events, and the drawdowns that none of them overlaps."""
-    canonical, known = settings.events.canonical, []
-    for fall in regimes.drawdown_episodes(made["regimes"]["index_path"]).itertuples():
-        start, end = fall.start.date(), fall.end.date()
-        if all(end < event.start or start > event.end for event in canonical):
-            known.append(EventDefinition(name=f"drawdown_{start:%Y_%m}", start=start, end=end, regime="crash", weight=0.1))
-    return (*known, *canonical)
+    canonical, spans = settings.events.canonical, []
+    for fall in regimes.drawdown_episodes(made["regimes"]["index_path"]).sort_values("start").itertuples():
+        if spans and fall.start <= spans[-1][1]:  # one fall after another, before the index was back
+            spans[-1][1] = max(fall.end, spans[-1][1])
+        else:
+            spans.append([fall.start, fall.end])
+    fresh = [(start.date(), end.date()) for start, end in spans]
+    fresh = [(start, end) for start, end in fresh if all(end < event.start or start > event.end for event in canonical)]
+    return (*(EventDefinition(name=f"drawdown_{start:%Y_%m}", start=start, end=end, regime="crash", weight=0.1) for start, end in fresh), *canonical)
 
 
 def arms_of(names: Sequence[str], settings: Settings, made: dict[str, Any], as_of: pd.Timestamp) -> list[forgetting.Arm]:

@@ -222,8 +222,11 @@ def retention(
             for one in arms:
                 part = replace(one, memory=replace(one.memory, archive=away_from(one.memory.archive, judged, known_at)))
                 rows = part.rows(cutoff)
-                if samples["session"].iloc[rows["row"]].isin(days).any():
+                learned = samples[["session", "label_known_at"]].iloc[rows["row"].to_numpy()]
+                if len(away_from(learned[(rows["origin"] == "recent").to_numpy()], judged, known_at)) < (rows["origin"] == "recent").sum():
                     raise ConfigError(f"The cut-off {to_session(cutoff).date()} has {event} in its recent window; retention asks what is left after that.")
+                if len(away_from(learned, judged, known_at)) < len(learned):
+                    raise DataError(f"Arm `{one.name}`: training rows touch the blocks of {event} on which it is judged.")
                 parts += [one.assign(cutoff=to_session(cutoff)) for one in _fitted(part, rows, cutoff, test, event, models, seeds, recipe, cache)]
     return _joined(parts)
 
