@@ -17,9 +17,8 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from mltrader import replay as replaying
 from mltrader.artifacts import ArtifactStore, FoldCache
 from mltrader.checks import sample_features
 from mltrader.config import EventDefinition, Settings, home
-from mltrader.core import OutOfFold, seed_for
+from mltrader.core import seed_for
 
 RECENT, SEED, FORTY = "recent only", "share 7 %", "share 40 %"
 ARMS: dict[str, dict[str, Any]] = {  # settings that differ from the default's, by arm

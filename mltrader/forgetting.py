@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import CLASSES, PROBABILITIES, ConfigError, DataError, require_columns, to_session
 from .memory import HybridMemory
-from .splits import check_probabilities, fold_key, learned_from, log_loss_rows, out_of_fold, session_interval
+from .splits import check_probabilities, fold_key, learned_from, leave_one_event_out, log_loss_rows, out_of_fold, session_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,17 +144,13 @@ def leave_one_out(
         If a row that touches the event is left in a training set.
     """
     samples, parts = arms[0].memory.samples, []
-    for event in events.itertuples():
-        test = np.flatnonzero(samples["session"].between(event.start, event.end) & (samples["label_known_at"] <= to_session(as_of)))
-        if not len(test):
-            continue
-        judged = samples.iloc[test]
+    samples = samples[samples["label_known_at"] <= to_session(as_of)]
+    for event, train, test in leave_one_event_out(samples, events):
         for one in arms:
-            rows = one.rows(as_of, judged)
-            taken = samples.iloc[rows["row"].to_numpy()]
-            if ((taken["session"] <= judged["label_known_at"].max()) & (taken["label_known_at"] >= judged["session"].min())).any():
-                raise DataError(f"Arm `{one.name}`: training rows touch the event {event.event}, on which it is judged.")
-            parts += _fitted(one, rows, as_of, test, event.event, models, seeds, recipe, cache)
+            rows = one.rows(as_of, samples.iloc[test])
+            if not np.isin(rows["row"].to_numpy(), samples.index[train]).all():
+                raise DataError(f"Arm `{one.name}`: training rows touch the event {event}, on which it is judged.")
+            parts += _fitted(one, rows, as_of, samples.index[test].to_numpy(), event, models, seeds, recipe, cache)
     return _joined(parts)
 
 

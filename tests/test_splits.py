@@ -292,3 +292,24 @@ def test_calibration_error_equals_a_slow_count():
     coarse = proba.round(1)
     assert splits.calibration_error(y, coarse) == pytest.approx(splits.calibration_error(y[order], coarse[order]))
     assert np.isnan(splits.calibration_error([], np.empty((0, 3))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 60), st.lists(st.integers(1, 30), min_size=5, max_size=300))
+def test_leaving_an_event_out_purges_by_the_labels_spans(start, length, spans):
+    """Against a slow reading of the definition: no training label's span meets that of the judged rows."""
+    days = pd.bdate_range("2001-01-01", periods=400).as_unit("us")
+    frame = pd.DataFrame({"session": days[: len(spans)], "label_known_at": days[np.arange(len(spans)) + spans]})
+    event = pd.DataFrame({"event": ["e"], "start": [days[start]], "end": [days[min(start + length, 399)]]})
+    inside = [i for i in range(len(spans)) if event["start"][0] <= frame["session"][i] <= event["end"][0]]
+    if not inside:
+        assert list(splits.leave_one_event_out(frame, event)) == []
+        return
+    first, last = frame["session"][inside].min(), frame["label_known_at"][inside].max()
+    free = [i for i in range(len(spans)) if frame["label_known_at"][i] < first or frame["session"][i] > last]
+    if not free:
+        with pytest.raises(DataError, match="no row is left"):
+            list(splits.leave_one_event_out(frame, event))
+        return
+    [(_, train, test)] = splits.leave_one_event_out(frame, event)
+    assert train.tolist() == free and test.tolist() == inside
