@@ -308,8 +308,9 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
         events = archive.event_table(settings.events.canonical, [], own[0], settings.labels.horizon)
         held = archive.cut(found, own[1], events, last)
         samples = memory.build_samples(frames["panel"][KEYS], [], warm_up, known, *own, frames["sectors"])
+        state = memory.market_state(own[0], frames["index"][["session", "index_close"]])
         for cutoff in cutoffs[cutoffs <= last]:
-            rows = memory.training_rows(samples, held, cutoff, settings, calendar=own[0]["session"])
+            rows = memory.training_rows(samples, held, cutoff, settings, calendar=own[0]["session"], state=state)
             facts = samples[KEYS].iloc[rows["row"].to_numpy()].reset_index(drop=True)
             parts.append(pd.concat([facts, rows[["weight", "origin", "event"]].reset_index(drop=True)], axis=1).assign(cutoff=cutoff))
     columns = ["cutoff", *KEYS, "weight", "origin", "event"]
