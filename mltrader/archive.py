@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'SAMPLE_FACTS', 'EVENT_FACTS', 'Read', 'ARCHIVE_COLUMNS', 'known_from', 'event_table', 'cut', 'event_samples',
            'vintage', 'label_digest', 'coverage', 'allocate', 'draw', 'recall', 'remembered', 'assemble', 'run',
-           'crosstab', 'figure', 'table', 'RareEventArchive']
+           'crosstab', 'figure', 'table', 'gather', 'holdings', 'RareEventArchive']
 
 # %% ../nbs/21_archive.ipynb #f2221674
 import warnings
@@ -495,22 +495,23 @@ def crosstab(archive: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tiles(counts: pd.DataFrame, events: Sequence[str], symbols: Sequence[str]) -> np.ndarray:
-    """Colours, shape (n_events, n_symbols, 3): of the most frequent regime, paler where the symbol has fewer samples than others."""
+    """Colours, shape (n_events, n_symbols * parts, 3): each tile is a bar of the symbol's samples by regime, as wide as the event's longest."""
     from matplotlib.colors import to_rgb
 
     from mltrader import figures
 
     wide = counts.pivot_table(index=["event", "symbol"], columns="regime", values="samples", fill_value=0)
     wide = wide.reindex(columns=REGIMES, fill_value=0).reindex(pd.MultiIndex.from_product([events, symbols]), fill_value=0)
-    number = wide.to_numpy().reshape(len(events), len(symbols), len(REGIMES))
-    total = number.sum(axis=2)
-    strength = total / np.maximum(total.max(axis=1, keepdims=True), 1)
-    color = np.array([to_rgb(figures.REGIME_COLORS[name]) for name in REGIMES])[number.argmax(axis=2)]
-    return 1 - np.where(total > 0, 0.15 + 0.75 * strength, 0.0)[..., None] * (1 - color)
+    upto = wide.to_numpy().reshape(len(events), len(symbols), 1, len(REGIMES)).cumsum(axis=3)
+    parts = int(np.clip(1500 // len(symbols), 1, 24))
+    at = (np.arange(parts) + 0.5) / parts * (1 + 1 / parts)                       # the last part stays white: a gap between tiles
+    which = (upto <= at[:, None] * np.maximum(upto[..., -1:].max(axis=1, keepdims=True), 1)).sum(axis=3)
+    colors = np.array([*(to_rgb(figures.REGIME_COLORS[name]) for name in REGIMES), (1.0, 1.0, 1.0)])
+    return colors[which].reshape(len(events), -1, 3)
 
 
 def figure(output: TaskOutput) -> "Figure":
-    """What is remembered: events by symbols in the colour of the prevailing regime, and samples by event and regime."""
+    """What is remembered: events by symbols, each tile split by regime, and samples by event and regime."""
     from mltrader import figures
 
     archive = output.frames["archive"]
@@ -519,9 +520,10 @@ def figure(output: TaskOutput) -> "Figure":
     shape, (left, right) = figures.new(1, 2, height=1.9 + 0.27 * max(len(covered), 3), width=10.5, sharey=True, gridspec_kw={"width_ratios": [1.5, 1]})
     y, start = np.arange(len(covered)), np.zeros(len(covered))
     if len(symbols):
-        left.imshow(_tiles(counts, covered["event"].tolist(), symbols), aspect="auto", interpolation="nearest")
+        left.imshow(_tiles(counts, covered["event"].tolist(), symbols), aspect="auto", interpolation="nearest",
+                    extent=(-0.5, len(symbols) - 0.5, len(covered) - 0.5, -0.5))
     few = symbols if len(symbols) <= 40 else []
-    left.set(xticks=np.arange(len(few)), yticks=y, yticklabels=covered["event"], xlabel=f"{len(symbols)} symbols: prevailing regime, paler where fewer samples")
+    left.set(xticks=np.arange(len(few)), yticks=y, yticklabels=covered["event"], xlabel=f"{len(symbols)} symbols; each tile: its samples by regime")
     left.set_xticklabels(few, rotation=90, fontsize=7.5)
     left.grid(False)
     for at, note in zip(y[~held], covered.loc[~held, "note"], strict=True):
@@ -550,6 +552,64 @@ def table(output: TaskOutput) -> pd.DataFrame:
         shown[name] = shown[name].dt.strftime("%Y-%m-%d").fillna("")
     shown["vintage"] = shown["vintage"].str[:12]
     return shown.rename(columns=lambda name: name.replace("_", " "))
+
+# %% ../nbs/21_archive.ipynb #c813ccb5
+def gather(
+    manifest: Sequence[Mapping[str, Any]], read: Read, feature_set: str | None = None
+) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]], dict[str, list[str]]]:
+    """All archived samples of one feature set, under the label of its newest cut.
+
+    Parameters
+    ----------
+    manifest : sequence of mapping
+        Rows of `archive_events`, newest first.
+    read : callable
+        Frame of a hash.
+    feature_set : str, optional
+        Version; the newest if None.
+
+    Returns
+    -------
+    frames, newest, faults : dict by event
+        Samples (absent if there are none); the newest manifest row; what could not be used, and why.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing, or nothing of `feature_set`.
+    """
+    if not manifest:
+        raise ConfigError("The archive is empty: run a cycle, or `update`, on a panel that reaches a rare event.")
+    version = feature_set or manifest[0]["feature_set"]
+    same = [row for row in manifest if row["feature_set"] == version]
+    if not same:
+        raise ConfigError(f"The archive holds no samples of feature set {version!r}, but of {sorted({r['feature_set'] for r in manifest})}; "
+                          "cut them again with `update` on a panel that reaches the events.")
+    frames, newest, faults = {}, {}, {}
+    for name in dict.fromkeys(row["event"] for row in manifest):
+        every = [row for row in manifest if row["event"] == name]
+        rows = [row for row in every if (row["feature_set"], row["label_digest"]) == (version, same[0]["label_digest"])]
+        newest[name] = (rows or every)[0]
+        parts, _, faults[name] = recall(rows, read)
+        if not rows:
+            faults[name] = [f"{name}: {_other_version(every, version)}"]
+        if parts:
+            frames[name] = pd.concat(parts).assign(event_weight=newest[name]["weight"])
+    return frames, newest, faults
+
+
+def holdings(
+    frames: Mapping[str, pd.DataFrame], newest: Mapping[str, Mapping[str, Any]], faults: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """What `gather` found, one row an event: [event, start, end, known_from, weight, symbols, samples, <regimes>, as_of, run_id, vintage, note]."""
+    lines, empty = [], pd.DataFrame({"symbol": [], "regime": []})
+    for name, row in newest.items():
+        frame = frames.get(name, empty)
+        regimes = frame["regime"].value_counts()
+        lines.append({"event": name, "start": row["start_date"], "end": row["end_date"], **{k: row[k] for k in ("known_from", "weight")},
+                      "symbols": frame["symbol"].nunique(), "samples": len(frame), **{r: int(regimes.get(r, 0)) for r in REGIMES},
+                      **{k: row[k] for k in ("as_of", "run_id", "vintage")}, "note": "; ".join(faults[name])})
+    return pd.DataFrame(lines).sort_values("start", ignore_index=True)
 
 # %% ../nbs/21_archive.ipynb #033c8b9f
 class RareEventArchive:
@@ -603,27 +663,6 @@ class RareEventArchive:
         with self.store.write() as conn:
             return db.add_archived(conn, run_id, output.rows["archive_events"])
 
-    def _held(self, feature_set: str | None) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]], dict[str, list[str]]]:
-        """By event: its samples, its newest manifest row, and what could not be used."""
-        manifest = self._manifest()
-        if not manifest:
-            raise ConfigError("The archive is empty: run a cycle, or `update`, on a panel that reaches a rare event.")
-        version = feature_set or manifest[0]["feature_set"]
-        same = [row for row in manifest if row["feature_set"] == version]
-        if not same:
-            raise ConfigError(f"The archive holds no samples of feature set {version!r}, but of {sorted({r['feature_set'] for r in manifest})}; "
-                              "cut them again with `update` on a panel that reaches the events.")
-        frames, newest, faults = {}, {}, {}
-        for name in dict.fromkeys(row["event"] for row in manifest):
-            rows = [row for row in same if row["event"] == name and row["label_digest"] == same[0]["label_digest"]]
-            newest[name] = (rows or [row for row in manifest if row["event"] == name])[0]
-            parts, _, faults[name] = recall(rows, self._read)
-            if not rows:
-                faults[name] = [f"{name}: {_other_version([r for r in manifest if r['event'] == name], version)}"]
-            if parts:
-                frames[name] = pd.concat(parts).assign(event_weight=newest[name]["weight"])
-        return frames, newest, faults
-
     def load(self, as_of: Any, total: int | None = None, stratified: bool = True, seed: int = 0, feature_set: str | None = None) -> pd.DataFrame:
         """Samples that may be learned from at `as_of`.
 
@@ -657,7 +696,7 @@ class RareEventArchive:
         UserWarning
             For each event that is left out or of which an older cut is used.
         """
-        frames, _, faults = self._held(feature_set)
+        frames, _, faults = gather(self._manifest(), self._read, feature_set)
         for fault in (fault for found in faults.values() for fault in found):
             warnings.warn(fault, stacklevel=2)
         if not frames:
@@ -669,21 +708,8 @@ class RareEventArchive:
         return frame.iloc[draw(pool, as_of, len(pool) if total is None else total, seed)].reset_index(drop=True)
 
     def coverage(self, feature_set: str | None = None) -> pd.DataFrame:
-        """One row an event: what is held of it, in which regimes, from which cut, and what is wrong with it.
-
-        Returns
-        -------
-        DataFrame [event, start, end, known_from, weight, symbols, samples, <regimes>, as_of, run_id, vintage, note]
-        """
-        frames, newest, faults = self._held(feature_set)
-        empty, lines = pd.DataFrame({"symbol": [], "regime": []}), []
-        for name, row in newest.items():
-            frame = frames.get(name, empty)
-            regimes = frame["regime"].value_counts()
-            lines.append({"event": name, "start": row["start_date"], "end": row["end_date"], "known_from": row["known_from"], "weight": row["weight"],
-                          "symbols": frame["symbol"].nunique(), "samples": len(frame), **{r: int(regimes.get(r, 0)) for r in REGIMES},
-                          "as_of": row["as_of"], "run_id": row["run_id"], "vintage": row["vintage"], "note": "; ".join(faults[name])})
-        return pd.DataFrame(lines).sort_values("start", ignore_index=True)
+        """One row an event: what is held of it, in which regimes, from which cut, and what is wrong with it (see `holdings`)."""
+        return holdings(*gather(self._manifest(), self._read, feature_set))
 
     def verify(self) -> list[str]:
         """All files of the archive that are missing, damaged, or not what the store says; an empty list if it is whole."""

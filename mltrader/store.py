@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 'artifacts', 'price_data', 'feature_store',
            'model_predictions', 'trades', 'backtest_results', 'model_performance', 'sector_performance',
-           'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'VERDICTS', 'trials',
-           'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases', 'leases',
-           'store_facts', 'archive_events', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
+           'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'archive_events', 'VERDICTS',
+           'trials', 'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases',
+           'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
            'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
            'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
            'record_trial', 'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
@@ -173,6 +173,18 @@ shap_analysis = Table(
 )
 
 # %% ../nbs/02_store.ipynb #9abb7114
+archive_events = Table(  # appended to only; without a run: cut by hand
+    "archive_events", metadata,
+    _id(), _run(nullable=True), Column("as_of", sa.Date, nullable=False), _text("event", nullable=False),
+    *_dates("start_date", "end_date", "known_from"), _text("regime", 32), *_numbers("weight"), _text("reason"),
+    _text("feature_set", nullable=False), _text("label_digest", nullable=False), _text("vintage", nullable=False),
+    _text("sha256", nullable=False), Column("n_rows", sa.Integer, nullable=False), *_counts("n_symbols"),
+    *_dates("first_session", "last_session"), UniqueConstraint("run_id", "event", "feature_set", "label_digest"),
+    CheckConstraint("n_rows > 0", name="n_rows"), CheckConstraint("end_date >= start_date", name="order"),
+    Index(None, "event", "as_of"),
+)
+
+# %% ../nbs/02_store.ipynb #5a2c4dd2
 VERDICTS = ("PROMOTE", "HOLD", "REJECT", "INSUFFICIENT")
 
 trials = Table(
@@ -230,17 +242,6 @@ leases = Table(
 )
 store_facts = Table("store_facts", metadata, _text("key", primary_key=True), Column("value", sa.Text, nullable=False))
 
-archive_events = Table(  # appended to only; without a run: cut by hand
-    "archive_events", metadata,
-    _id(), _run(nullable=True), Column("as_of", sa.Date, nullable=False), _text("event", nullable=False),
-    *_dates("start_date", "end_date", "known_from"), _text("regime", 32), *_numbers("weight"), _text("reason"),
-    _text("feature_set", nullable=False), _text("label_digest", nullable=False), _text("vintage", nullable=False),
-    _text("sha256", nullable=False), Column("n_rows", sa.Integer, nullable=False), *_counts("n_symbols"),
-    *_dates("first_session", "last_session"), UniqueConstraint("run_id", "event", "feature_set", "label_digest"),
-    CheckConstraint("n_rows > 0", name="n_rows"), CheckConstraint("end_date >= start_date", name="order"),
-    Index(None, "event", "as_of"),
-)
-
 SEED_TABLES: tuple[str, ...] = (
     "price_data", "feature_store", "model_predictions", "trades", "model_performance", "backtest_results", "drift_monitoring",
     "error_replay_buffer", "sector_performance", "model_promotion_history", "dynamic_events", "shap_analysis", "training_runs",
@@ -263,7 +264,7 @@ MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve store
     ("manifest of the rare-event archive", _create_archive_events),
 )
 
-
+# %% ../nbs/02_store.ipynb #879d54b3
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(url)
     if engine.dialect.name == "sqlite":
@@ -693,7 +694,7 @@ def add_archived(conn: sa.Connection, run_id: str | None, rows: Sequence[Mapping
             sa.select(t.c.sha256).where(t.c.event == row["event"], t.c.feature_set == row["feature_set"],
                                         t.c.label_digest == row["label_digest"], t.c.as_of <= row["as_of"])
             .order_by(t.c.as_of.desc(), t.c.id.desc()).limit(1)).scalar()
-        if last != row["sha256"]:
+        if last is None or last != row["sha256"]:
             conn.execute(t.insert().values(run_id=run_id, **clean(row)))
             added.append(row["event"])
     return added
