@@ -495,7 +495,7 @@ def crosstab(archive: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tiles(counts: pd.DataFrame, events: Sequence[str], symbols: Sequence[str]) -> np.ndarray:
-    """Colours, shape (n_events, n_symbols * parts, 3): each tile is a bar of the symbol's samples by regime, as wide as the event's longest."""
+    """Colours, shape (n_events * 12, n_symbols * parts, 3): each tile is a bar of the symbol's samples by regime, as wide as the event's longest."""
     from matplotlib.colors import to_rgb
 
     from mltrader import figures
@@ -507,7 +507,9 @@ def _tiles(counts: pd.DataFrame, events: Sequence[str], symbols: Sequence[str]) 
     at = (np.arange(parts) + 0.5) / parts * (1 + 1 / parts)                       # the last part stays white: a gap between tiles
     which = (upto <= at[:, None] * np.maximum(upto[..., -1:].max(axis=1, keepdims=True), 1)).sum(axis=3)
     colors = np.array([*(to_rgb(figures.REGIME_COLORS[name]) for name in REGIMES), (1.0, 1.0, 1.0)])
-    return colors[which].reshape(len(events), -1, 3)
+    tiles = np.repeat(colors[which].reshape(len(events), -1, 3), 12, axis=0)
+    tiles[11::12] = 1.0                                                           # and one between events
+    return tiles
 
 
 def figure(output: TaskOutput) -> "Figure":
