@@ -566,7 +566,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
 # %% ../nbs/21_archive.ipynb #c813ccb5
 def gather(
     manifest: Sequence[Mapping[str, Any]], read: Read, feature_set: str | None = None
-) -> tuple[dict[str, pd.DataFrame], dict[str, Mapping[str, Any]], dict[str, list[str]]]:
+) -> tuple[pd.DataFrame, dict[str, Mapping[str, Any]], dict[str, list[str]]]:
     """All archived samples of one feature set, under the label of its newest cut.
 
     Parameters
@@ -580,8 +580,11 @@ def gather(
 
     Returns
     -------
-    frames, newest, faults : dict by event
-        Samples (absent if there are none); the newest manifest row; what could not be used, and why.
+    frame : DataFrame
+        Samples sorted by (session, symbol), each once: where events overlap, the one known first has it. Empty, without columns,
+        if nothing can be read.
+    newest, faults : dict by event
+        Its newest manifest row; what could not be used, and why.
 
     Raises
     ------
@@ -595,7 +598,7 @@ def gather(
     if not same:
         raise ConfigError(f"The archive holds no samples of feature set {version!r}, but of {sorted({r['feature_set'] for r in manifest})}; "
                           "cut them again with `update` on a panel that reaches the events.")
-    frames, newest, faults = {}, {}, {}
+    frames, newest, faults = [], {}, {}
     for name in dict.fromkeys(row["event"] for row in manifest):
         every = [row for row in manifest if row["event"] == name]
         rows = [row for row in every if (row["feature_set"], row["label_digest"]) == (version, same[0]["label_digest"])]
@@ -603,21 +606,23 @@ def gather(
         parts, _, faults[name] = recall(rows, read)
         if not rows:
             faults[name] = [f"{name}: {_other_version(every, version)}"]
-        if parts:
-            frames[name] = pd.concat(parts).assign(event_weight=newest[name]["weight"])
-    return frames, newest, faults
+        span = [to_session(newest[name][key]) for key in ("start_date", "end_date")]  # its dates may have been corrected since
+        frames += [part[part["session"].between(*span)].assign(event_weight=newest[name]["weight"]) for part in parts]
+    if not frames:
+        return pd.DataFrame(), newest, faults
+    frame = pd.concat(frames).sort_values(["known_from", "event_weight"], ascending=[True, False], kind="stable")
+    return frame.drop_duplicates(KEYS).sort_values(KEYS, ignore_index=True), newest, faults
 
 
-def holdings(
-    frames: Mapping[str, pd.DataFrame], newest: Mapping[str, Mapping[str, Any]], faults: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def holdings(frame: pd.DataFrame, newest: Mapping[str, Mapping[str, Any]], faults: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """What `gather` found, one row an event: [event, start, end, known_from, weight, symbols, samples, <regimes>, as_of, run_id, vintage, note]."""
-    lines, empty = [], pd.DataFrame({"symbol": [], "regime": []})
+    lines = []
+    frame = frame if len(frame) else pd.DataFrame({"event": [], "symbol": [], "regime": []})
     for name, row in newest.items():
-        frame = frames.get(name, empty)
-        regimes = frame["regime"].value_counts()
+        part = frame[frame["event"] == name]
+        regimes = part["regime"].value_counts()
         lines.append({"event": name, "start": row["start_date"], "end": row["end_date"], **{k: row[k] for k in ("known_from", "weight")},
-                      "symbols": frame["symbol"].nunique(), "samples": len(frame), **{r: int(regimes.get(r, 0)) for r in REGIMES},
+                      "symbols": part["symbol"].nunique(), "samples": len(part), **{r: int(regimes.get(r, 0)) for r in REGIMES},
                       **{k: row[k] for k in ("as_of", "run_id", "vintage")}, "note": "; ".join(faults[name])})
     return pd.DataFrame(lines).sort_values("start", ignore_index=True)
 
@@ -707,13 +712,11 @@ class RareEventArchive:
         UserWarning
             For each event that is left out or of which an older cut is used.
         """
-        frames, _, faults = gather(self._manifest(), self._read, feature_set)
+        frame, _, faults = gather(self._manifest(), self._read, feature_set)
         for fault in (fault for found in faults.values() for fault in found):
             warnings.warn(fault, stacklevel=2)
-        if not frames:
+        if not len(frame):
             raise DataError(f"Nothing of the archive can be read: {'; '.join(f for found in faults.values() for f in found)}")
-        frame = pd.concat(frames.values()).sort_values(["known_from", "event_weight"], ascending=[True, False], kind="stable")
-        frame = frame.drop_duplicates(KEYS).sort_values(KEYS, ignore_index=True)
         pool = frame[[*KEYS, "event", "event_weight", "known_from", "label_known_at"]]
         pool = pool if stratified else pool.assign(event="", event_weight=1.0)
         return frame.iloc[draw(pool, as_of, len(pool) if total is None else total, seed)].reset_index(drop=True)

@@ -266,6 +266,21 @@ def test_a_rerun_adds_nothing_and_later_data_only_what_is_new(tmp_path):
     assert held.load(AS_OF).groupby("event")["event_weight"].first().to_dict() == {"early": 0.3, "late": 0.5}
 
 
+def test_a_user_adds_an_event_that_overlaps_and_corrects_another(held):
+    """The newcomer was known first and takes rows over; corrected dates leave the rest out; nothing is there twice or lost."""
+    user = definition("user", 590, 40, 0.2)
+    assert set(held.update(INPUTS, Settings(events={"canonical": [*TWO.events.canonical, user]}), AS_OF)) == {"user", "early"}
+    found = held.load(AS_OF)
+    assert found["event"].value_counts().to_dict() == {"late": 244, "user": 164, "early": 120} and not found.duplicated(KEYS).any()
+    assert held.coverage().set_index("event")["samples"].to_dict() == {"user": 164, "early": 120, "late": 244}
+    shorter = [definition("early", 640, 20, 0.3), definition("late", 1310, 50, 0.1), user]
+    assert set(held.update(INPUTS, Settings(events={"canonical": shorter}), AS_OF)) == {"early", "late"}
+    assert held.load(AS_OF)["event"].value_counts().to_dict() == {"late": 204, "user": 164, "early": 84}
+    captured = {**INPUTS, "state": {"captured_events": [{"event_name": "dynamic_1", "start_date": DAYS[1400], "end_date": DAYS[1420]}]}}
+    assert held.update(captured, Settings(events={"canonical": shorter}), AS_OF) == ["dynamic_1"]
+    assert set(held.load(AS_OF).query("event == 'dynamic_1'")["reason"]) == {"captured event"}
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_killed_between_payload_and_manifest_it_resumes(tmp_path, monkeypatch, error):
     held = open_archive(tmp_path)
@@ -345,6 +360,17 @@ def test_a_damaged_file_is_passed_over_for_the_last_good_one(held):
     assert len(held.verify()) == 1 and len(held.load(AS_OF)) == 488
 
 
+def test_an_old_file_that_is_not_needed_is_not_read(held):
+    """Damage to a cut that a newer one replaces is for `verify` to tell, and no reason to warn who loads."""
+    old = {row["event"]: row for row in rows_of(held)}["early"]
+    held.update({**INPUTS, "labels": {"labels": FULL.assign(return_pct=0.0)}}, TWO, AS_OF)
+    damage(held, old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(held.load(AS_OF)) == 488
+    assert len(held.verify()) == 1
+
+
 def test_a_file_that_is_whole_but_something_else_is_refused(held):
     """A manifest row that points at another artifact: right hash, wrong samples."""
     rows = {row["event"]: row for row in rows_of(held)}
@@ -354,8 +380,9 @@ def test_a_file_that_is_whole_but_something_else_is_refused(held):
         conn.execute(t.update().where(t.c.id == rows["early"]["id"]).values(sha256=rows["late"]["sha256"]))
         conn.execute(t.update().where(t.c.id == rows["late"]["id"]).values(sha256=document.sha256))
     assert len(held.verify()) == 2
-    with pytest.warns(UserWarning, match="does not hold the 244 samples of early"), pytest.raises(DataError, match="is no frame of samples"):
+    with pytest.warns(UserWarning) as said, pytest.raises(DataError, match="is no frame of samples"):
         held.load(AS_OF)
+    assert len(said) == 2 and any("does not hold the 244 samples of early" in str(one.message) for one in said)
 
 
 def test_bad_definitions_and_inputs_name_what_is_wrong(held):
