@@ -444,15 +444,27 @@ def _manifest_rows(
     return parts, rows
 
 
-def _provenance(covered: pd.DataFrame, now: pd.DataFrame, sources: Mapping[str, Sequence[str]], faults: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """`covered` with where each event's samples come from, and with the faults among the notes."""
+def _gaps(held: pd.DataFrame, now: pd.DataFrame, features: pd.DataFrame) -> dict[str, list[str]]:
+    """By event: how many labelled rows give no sample, and which of their symbols have no features at all."""
+    missing = held[KEYS + ["event"]].merge(now[KEYS].assign(found=True), how="left", on=KEYS)
+    missing = missing[missing["found"].isna()]
+    known, notes = set(features["symbol"].unique()), {}
+    for name, part in missing.groupby("event"):
+        strange = sorted(set(part["symbol"]) - known)
+        more = f" (no features at all: {', '.join(strange[:5])}{' …' if len(strange) > 5 else ''})" if strange else ""
+        notes[name] = [f"{len(part)} labelled rows have no settled features{more}"]
+    return notes
+
+
+def _provenance(covered: pd.DataFrame, now: pd.DataFrame, sources: Mapping[str, Sequence[str]], more: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """`covered` with where each event's samples come from, and with `more` among the notes."""
     cut_now, vintages = set(now["event"]), now.groupby("event")["vintage"].first()
     source, notes = [], []
     for event, note, samples in covered[["event", "note", "samples"]].itertuples(index=False):
         kept = " and ".join(sources.get(event, []))
         said = (["cut now"] if event in cut_now else []) + ([f"kept, as of {kept}"] if kept else [])
         source.append("; ".join(said) if samples else "missing")
-        notes.append("; ".join([*([note] if note else []), *faults.get(event, [])]))
+        notes.append("; ".join([*more.get(event, []), *([note] if note else [])]))
     return covered.assign(source=pd.array(source, dtype="str"), vintage=covered["event"].map(vintages).fillna("").astype("str"),
                           note=pd.array(notes, dtype="str"))
 
@@ -471,7 +483,9 @@ def assemble(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of:
     now["vintage"] = now["event"].map(digests).astype("str")
     kept, sources, faults = remembered(now, events, state.get("archived_events") or [], read, version, label, as_of)
     archive = pd.concat([kept[list(ARCHIVE_COLUMNS)], now[list(ARCHIVE_COLUMNS)]]).sort_values(KEYS, ignore_index=True)
-    covered = _provenance(coverage(archive, events, as_of), now, sources, faults)
+    said = _gaps(held, now, inputs["features"]["features"])
+    said = {name: [*said.get(name, []), *faults.get(name, [])] for name in {*said, *faults}}
+    covered = _provenance(coverage(archive, events, as_of), now, sources, said)
     parts, rows = _manifest_rows(now, events, label, as_of, keep)
     metrics = {"archive_samples": len(archive), "archive_events": (covered["samples"] > 0).sum(), "kept_samples": len(kept),
                "archive_faults": sum(map(len, faults.values()))}

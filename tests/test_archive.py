@@ -405,6 +405,8 @@ def test_unknown_symbols_windows_without_data_and_absent_regimes_are_no_error(tm
     inputs = {**INPUTS, "labels": {"labels": stranger}}
     output = archive.run(inputs, Settings(events={"canonical": [before, *TWO.events.canonical]}), AS_OF)
     assert "ZZZ" not in set(output.frames["archive"]["symbol"])
+    note = output.frames["coverage"].set_index("event").loc["early", "note"]
+    assert note == "61 labelled rows have no settled features (no features at all: ZZZ)"
     line = output.frames["coverage"].set_index("event").loc["1987"]
     assert (line["samples"], line["source"]) == (0, "missing") and "no labelled bars" in line["note"]
     assert held.update(inputs, Settings(events={"canonical": [before]}), AS_OF) == []
