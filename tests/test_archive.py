@@ -385,6 +385,12 @@ def test_a_file_that_is_whole_but_something_else_is_refused(held):
     assert len(said) == 2 and any("does not hold the 244 samples of early" in str(one.message) for one in said)
 
 
+def test_a_row_that_names_another_number_of_samples_is_noticed(held):
+    with held.store.write() as conn:
+        conn.execute(db.archive_events.update().where(db.archive_events.c.event == "late").values(n_rows=243))
+    assert len(held.verify()) == 1 and "does not hold the 243 samples of late" in held.verify()[0]
+
+
 def test_bad_definitions_and_inputs_name_what_is_wrong(held):
     with pytest.raises(ValidationError, match="event `x` ends on 2010-01-01, before its start 2010-02-01"):
         EventDefinition(name="x", start="2010-02-01", end="2010-01-01", regime="crash", weight=0.1)
