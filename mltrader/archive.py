@@ -367,8 +367,8 @@ def recall(rows: Sequence[Mapping[str, Any]], read: Read, before: Any = pd.NaT) 
 # %% ../nbs/21_archive.ipynb #99e544fe
 def _other_version(rows: Sequence[Mapping[str, Any]], version: str) -> str:
     """Why archived samples of an event cannot stand beside those of the present version."""
-    held = sorted({row["feature_set"] for row in rows} - {version})
-    if len(held) == 0:
+    held = sorted({row["feature_set"] for row in rows})
+    if version in held:
         return "archived under other label settings only; run once on a panel that reaches it"
     return f"archived under feature set {', '.join(name[:12] for name in held)} only, now it is {version[:12]}; run once on a panel that reaches it"
 
