@@ -441,6 +441,19 @@ def test_kept_and_cut_now_are_the_whole_and_overlap_nowhere(events, start):
         archive.figure(again)
 
 
+@pytest.mark.parametrize(("inputs", "label", "said"), [
+    (version("v2"), {}, "archived under feature set v1 only, now it is v2"),
+    (INPUTS, {"take_profit": 0.2}, "archived under other label settings only"),
+])
+def test_a_run_mixes_in_no_other_feature_set_and_no_other_label(inputs, label, said):
+    first = archive.run(INPUTS, TWO, AS_OF)
+    files = {row["sha256"]: first.frames[f"event_{row['event']}"] for row in first.rows["archive_events"]}
+    short = {**since("2009-06-01", inputs), "state": {"archived_events": first.rows["archive_events"]}, "archived": files}
+    again = archive.run(short, Settings(events=TWO.events, labels=label), AS_OF)
+    line = again.frames["coverage"].set_index("event").loc["early"]
+    assert len(again.frames["kept"]) == 0 and (line["source"], line["samples"]) == ("missing", 0) and said in line["note"]
+
+
 def test_a_short_panel_does_not_hide_what_an_earlier_run_had():
     """Three runs: a long panel, a short one that reaches only the end of the event, and one that reaches nothing of it."""
     first = archive.run(INPUTS, TWO, AS_OF)
