@@ -93,7 +93,7 @@ class TaskSettings:
 
 # %% ../nbs/51_reports.ipynb #9d1e4b84
 def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, Any]:
-    """What the store's decisions of earlier runs tell `task`: the champion then in force and the events captured by then."""
+    """What the store's decisions of earlier runs tell `task`: the champion then in force, and the events captured and archived by then."""
     state: dict[str, Any] = {"champion": None, "captured_events": []}
     if store is None or as_of is None or task not in ("drift", "events", "archive"):
         return state
@@ -104,6 +104,8 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
             state["champion"] = None if row is None else {"id": row["id"], "name": row["name"], **row["manifest"].get("reference", {})}
         else:
             state["captured_events"] = db.captured_events(conn, day)
+        if task == "archive":
+            state["archived_events"] = db.archived_events(conn, day)
     return json.loads(canonical_json(state))
 
 
@@ -423,6 +425,9 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     as_of = to_session(documents["market"]["as_of"]) if documents else (settings.run.as_of and to_session(settings.run.as_of))
     inputs: dict[str, Any] = {task: Upstream(task, document["entries"], artifacts) for task, document in documents.items()}
     inputs["state"] = decisions_before(name, store, as_of)
+    if name == "archive":  # samples of earlier runs by hash, read and verified when asked for
+        held = {row["sha256"]: {"sha256": row["sha256"], "kind": "frame"} for row in inputs["state"].get("archived_events", [])}
+        inputs["archived"] = Upstream("archive of earlier runs", held, artifacts)
     inputs["cache"] = {"folder": home() / "cache"}
     inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
     if name == "promotion":

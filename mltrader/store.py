@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 'artifacts', 'price_data', 'feature_store',
            'model_predictions', 'trades', 'backtest_results', 'model_performance', 'sector_performance',
-           'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'VERDICTS', 'trials',
-           'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases', 'leases',
-           'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease', 'renew_lease',
-           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
-           'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial',
-           'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
-           'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events']
+           'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'archive_events', 'VERDICTS',
+           'trials', 'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases',
+           'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
+           'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
+           'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
+           'record_trial', 'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
+           'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'replay_errors',
+           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -174,6 +174,18 @@ shap_analysis = Table(
 )
 
 # %% ../nbs/02_store.ipynb #9abb7114
+archive_events = Table(  # appended to only; without a run: cut by hand
+    "archive_events", metadata,
+    _id(), _run(nullable=True), Column("as_of", sa.Date, nullable=False), _text("event", nullable=False),
+    *_dates("start_date", "end_date", "known_from"), _text("regime", 32), *_numbers("weight"), _text("reason"),
+    _text("feature_set", nullable=False), _text("label_digest", nullable=False), _text("vintage", nullable=False),
+    _text("sha256", nullable=False), Column("n_rows", sa.Integer, nullable=False), *_counts("n_symbols"),
+    *_dates("first_session", "last_session"), UniqueConstraint("run_id", "event", "feature_set", "label_digest"),
+    CheckConstraint("n_rows > 0", name="n_rows"), CheckConstraint("end_date >= start_date", name="order"),
+    Index(None, "event", "as_of"),
+)
+
+# %% ../nbs/02_store.ipynb #5a2c4dd2
 VERDICTS = ("PROMOTE", "HOLD", "REJECT", "INSUFFICIENT")
 
 trials = Table(
@@ -236,6 +248,7 @@ SEED_TABLES: tuple[str, ...] = (
     "error_replay_buffer", "sector_performance", "model_promotion_history", "dynamic_events", "shap_analysis", "training_runs",
 )
 TASK_TABLES: dict[str, Table] = {name: metadata.tables[name] for name in SEED_TABLES if name not in ("training_runs", "model_promotion_history")}
+TASK_TABLES["archive_events"] = archive_events
 
 # %% ../nbs/02_store.ipynb #8dd46bfe
 def _create_everything(conn: sa.Connection) -> None:
@@ -255,9 +268,14 @@ def _replay_columns(conn: sa.Connection) -> None:
     _add_columns(conn, error_replay_buffer, "fold", "label_known_at", "added_as_of", "replayed_count")
 
 
+def _create_archive_events(conn: sa.Connection) -> None:
+    archive_events.create(conn, checkfirst=True)
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
+    ("manifest of the rare-event archive", _create_archive_events),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -503,6 +521,9 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if unknown:
             raise ConfigError(f"Rows for `{name}` have columns {sorted(unknown)} that the table lacks; it has {table.c.keys()}.")
         conn.execute(table.delete().where(table.c.run_id == run_id))
+        if table is archive_events:
+            written[name] = len(add_archived(conn, run_id, items))
+            continue
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
@@ -696,3 +717,25 @@ def untrained_events(conn: sa.Connection) -> list[str]:
     """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
     latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
     return sorted(name for name, state in latest.items() if state == "merged")
+
+# %% ../nbs/02_store.ipynb #0a99be12
+def add_archived(conn: sa.Connection, run_id: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Add manifest rows of events whose samples are new; returns the names of those events."""
+    t, added = archive_events, []
+    for row in rows:
+        last = conn.execute(
+            sa.select(t.c.sha256).where(t.c.event == row["event"], t.c.feature_set == row["feature_set"],
+                                        t.c.label_digest == row["label_digest"], t.c.as_of <= row["as_of"])
+            .order_by(t.c.as_of.desc(), t.c.id.desc()).limit(1)).scalar()
+        if last is None or last != row["sha256"]:
+            conn.execute(t.insert().values(run_id=run_id, **clean(row)))
+            added.append(row["event"])
+    return added
+
+
+def archived_events(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
+    """Manifest rows of the archive, newest first; with `before`, only what was cut as of an earlier session."""
+    query = sa.select(archive_events).order_by(archive_events.c.as_of.desc(), archive_events.c.id.desc())
+    if before is not None:
+        query = query.where(archive_events.c.as_of < before)
+    return [dict(row) for row in conn.execute(query).mappings()]

@@ -39,11 +39,11 @@ def make_inputs() -> dict:
     path = pd.DataFrame({"session": DAYS, "index_close": 100 * np.exp(np.cumsum(rng.normal(0, 0.01, len(DAYS))))})
     symbol = grid.merge(market[["session", "regime"]])
     inputs = {
-        "features": {"features": features, "feature_set": {"names": ["a", "b"], "warm_up": 60}},
+        "features": {"features": features, "feature_set": {"version": "v1", "names": ["a", "b"], "warm_up": 60}},
         "labels": {"labels": labels},
         "regimes": {"market_regimes": market, "symbol_regimes": symbol, "index_path": path},
         "state": {},
-        "market": {"sectors": pd.DataFrame({"symbol": SYMBOLS[:2], "sector": "Energy"})},
+        "market": {"panel": grid.assign(adj_close=1.0), "sectors": pd.DataFrame({"symbol": SYMBOLS[:2], "sector": "Energy"})},
     }
     inputs["archive"] = archive.run(inputs, Settings(events={"canonical": EVENTS}), DAYS[-1]).frames
     return inputs

@@ -69,6 +69,46 @@ def test_migration_resumes_where_it_stopped(tmp_path, monkeypatch):
     assert store.migrate() == len(known) + 1
 
 
+def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_path):
+    """What a home of the first release holds stays; the new table is there, and equals the declared one."""
+    url = f"sqlite:///{tmp_path}/t.db"
+    old = Store(url)
+    begin(old, "a")
+    with old.write() as conn:
+        db.archive_events.drop(conn)
+        db.write_rows(conn, "a", {"feature_store": [dict(symbol="JPM", feature_set="f", n_rows=1)]})
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="1"))
+    identity = old.uuid()
+    assert old.version() == 1
+    new = Store(url)
+    assert new.version() == len(db.MIGRATIONS) and new.uuid() == identity
+    with new.write() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+        assert db.count_rows(conn, "a")["feature_store"] == 1
+        assert db.add_archived(conn, "a", [ARCHIVED]) == ["crisis"]
+
+
+ARCHIVED = dict(event="crisis", as_of=DAY, start_date=date(2008, 9, 1), end_date=date(2009, 3, 31), feature_set="f", label_digest="l", vintage="v",
+                sha256="a" * 64, n_rows=3)
+
+
+def test_the_archives_manifest_is_written_with_the_tasks_rows_and_only_grows(store):
+    begin(store, "a")
+    with store.write() as conn:
+        db.set_as_of(conn, "a", DAY)
+        assert db.write_rows(conn, "a", {"archive_events": [ARCHIVED]}) == {"archive_events": 1}
+        assert db.write_rows(conn, "a", {"archive_events": [ARCHIVED]}) == {"archive_events": 1}  # the task ran again in the same run
+        assert len(db.archived_events(conn)) == 1
+        assert db.archived_events(conn, before=DAY) == []
+        changed = {**ARCHIVED, "as_of": date(2024, 2, 1), "sha256": "b" * 64}
+        assert db.add_archived(conn, None, [changed]) == ["crisis"] and db.add_archived(conn, None, [changed]) == []
+        assert db.add_archived(conn, None, [{**ARCHIVED, "as_of": date(2024, 3, 1)}]) == ["crisis"]  # revised, and revised back
+        assert [row["sha256"][0] for row in db.archived_events(conn)] == ["a", "b", "a"]
+    for bad in ({"n_rows": 0}, {"end_date": date(2008, 1, 1)}, {"sha256": None}):
+        with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
+            db.add_archived(conn, None, [{**ARCHIVED, "event": "other", **bad}])
+
+
 def test_a_stale_holder_cannot_write(store):
     """Fencing: a run whose lease ran out and was taken over is refused, even though it never noticed."""
     old = begin(store, "a", seconds=5)
