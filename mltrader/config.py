@@ -94,8 +94,9 @@ class FeatureSettings(Section):
 
 
 class RegimeSettings(Section):
-    """Bounds of the default regime rule."""
+    """The regime rule, and the two state models that can stand in for its volatility level."""
 
+    method: Literal["rule", "jump", "hmm"] = "rule"  # what says the volatility level: VIX bounds, a jump model, a filtered HMM
     vix_low: float = 15.0
     vix_high: float = 25.0
     vix_crash: float = 35.0
@@ -107,11 +108,23 @@ class RegimeSettings(Section):
     leave_sessions: int = Field(2, ge=1)  # sessions in a row before it is left (1: the rule without hysteresis)
     volatility_sessions: int = Field(21, ge=5)  # realised volatility that stands in for a missing VIX
     quantile_sessions: int = Field(756, ge=60)  # least past from which its quantiles are learned
+    volatility_premium: float = Field(1.2, gt=0)  # VIX over 100 times realised volatility, where no past VIX can tell
+    states: int = Field(2, ge=2, le=4)  # of the jump model and the HMM
+    window_sessions: int = Field(3000, ge=250)  # past that a fit sees
+    min_sessions: int = Field(756, ge=250)  # least past for the first fit; before it the rule stands in
+    refit_months: int = Field(6, ge=1, le=12)  # a fit in the first session of each period of so many months
+    half_lives: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = (10, 20, 60)  # sessions, of the jump model's features
+    starts: int = Field(10, ge=1)  # k-means++ starts of a jump model
+    penalties: tuple[Annotated[float, Field(ge=0)], ...] = Field((5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, 150.0), min_length=1)  # of a switch; each one is a trial
+    choice_sessions: int = Field(2016, ge=60)  # past over which a refit compares the penalties
+    timing_cost_bps: float = Field(10.0, ge=0)  # one way, in that comparison
 
     @model_validator(mode="after")
     def _rising(self) -> "RegimeSettings":
         if not 0 < self.vix_low < self.vix_high < self.vix_crash:
             raise ValueError(f"the bounds must rise: vix_low={self.vix_low} < vix_high={self.vix_high} < vix_crash={self.vix_crash}")
+        if self.min_sessions > self.window_sessions:
+            raise ValueError(f"`min_sessions`={self.min_sessions} must not exceed `window_sessions`={self.window_sessions}")
         return self
 
 
