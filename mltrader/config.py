@@ -123,6 +123,8 @@ class RegimeSettings(Section):
     def _rising(self) -> "RegimeSettings":
         if not 0 < self.vix_low < self.vix_high < self.vix_crash:
             raise ValueError(f"the bounds must rise: vix_low={self.vix_low} < vix_high={self.vix_high} < vix_crash={self.vix_crash}")
+        if list(self.penalties) != sorted(set(self.penalties)):
+            raise ValueError(f"`penalties`={self.penalties} must rise")
         if self.min_sessions > self.window_sessions:
             raise ValueError(f"`min_sessions`={self.min_sessions} must not exceed `window_sessions`={self.window_sessions}")
         return self
