@@ -483,31 +483,34 @@ def compare(index: pd.DataFrame, settings: RegimeSettings, as_of: Any, events: t
     events : sequence of EventDefinition
         Known crises; those that are recoveries are left out.
     start : session
-        Where timing begins; later if the models are not ready by then.
+        Where timing begins; later if the models are not ready by then, and as soon as they are if the history ends within a year
+        of `start`. Behaviour, lags and agreement count from the first session on which both models have a state.
     """
     index = index[(index["session"] <= to_session(as_of)) & (index["index_close"] > 0)].reset_index(drop=True)
     if len(index) < 2:
         raise DataError(f"the index has {len(index)} closes up to {to_session(as_of).date()}; there is nothing to compare.")
     variants = {name: settings.model_copy(update={"method": name}) for name in METHODS}
     variants["rule, no hysteresis"] = variants["rule"].model_copy(update={"enter_sessions": 1, "leave_sessions": 1})
-    session, found, levels, others = index["session"], {}, {}, []
-    ready = to_session(start)
+    session, found, levels, others = index["session"], {}, {}, np.zeros((0, len(index)), bool)
+    ready = session.iloc[0]
     for name, of_variant in variants.items():
         found[name], states = RegimeLabeler(of_variant).fitted(index)
         if states is not None:
             levels[f"{name}, state alone"] = ~found[name]["level"].isin(STRESSED).to_numpy()
-            others.append(np.where(states.candidates >= 0, states.candidates < HIGH, True))
-            ready = max(ready, session.iloc[int(np.argmax(states.level >= 0))]) if (states.level >= 0).any() else session.iloc[-1]
+            others = np.where(states.candidates >= 0, states.candidates < HIGH, True) if len(states.candidates) > 1 else others
+            ready = max(ready, session.iloc[int(np.argmax(states.level >= 0))])
     regimes = pd.DataFrame({name: table["regime"] for name, table in found.items()})
     invested = {name: ~regimes[name].isin(STRESSED).to_numpy() for name in regimes} | levels
+    begin = to_session(start) if to_session(start) <= session.iloc[max(0, len(session) - 252)] else ready
+    timing, growth, trials = _timing(session, index["index_close"].to_numpy(), invested, others, max(begin, ready), settings.timing_cost_bps)
     crises = pd.DataFrame([(e.name, to_session(e.start), to_session(e.end)) for e in events if e.regime != "recovery"], columns=["name", "start", "end"])
-    late = {kind: pd.DataFrame({name: lags(session, regimes[name], listed) for name in regimes})
+    both = (session >= ready).to_numpy()  # sessions on which the models have a state of their own
+    late = {kind: pd.DataFrame({name: lags(session[both], regimes.loc[both, name], listed) for name in regimes})
             for kind, listed in (("event", crises), ("drawdown", drawdown_episodes(index)))}
-    timing, growth, trials = _timing(session, index["index_close"].to_numpy(), invested, others[0], ready, settings.timing_cost_bps)
     calm = regimes.isin(STRESSED)
-    pairs = pd.DataFrame({b: {a: kappa(regimes[a], regimes[b]) if i < j else kappa(calm[a], calm[b]) if i > j else 1.0
+    pairs = pd.DataFrame({b: {a: kappa(regimes.loc[both, a], regimes.loc[both, b]) if i < j else kappa(calm.loc[both, a], calm.loc[both, b]) if i > j else 1.0
                               for i, a in enumerate(regimes)} for j, b in enumerate(regimes)})
-    return Comparison(pd.concat([index[["session", "index_close"]], regimes], axis=1), _behaviour(regimes, late), timing,
+    return Comparison(pd.concat([index[["session", "index_close"]], regimes], axis=1), _behaviour(regimes[both], late), timing,
                       pd.concat(late, names=["kind", "crisis"]), pairs, growth, trials)
 
 
@@ -523,47 +526,51 @@ def _behaviour(regimes: pd.DataFrame, late: Mapping[str, pd.DataFrame]) -> pd.Da
         for kind, table in late.items():
             known = table[name].dropna()
             rows[name] |= {f"{kind}s": len(known), f"{kind}s_missed": int(np.isinf(known).sum()),
-                           f"{kind}_lag": float(known.median()) if len(known) else np.nan}
+                           f"{kind}s_already": int((known == 0).sum()), f"{kind}_lag": float(known.median()) if len(known) else np.nan,
+                           f"{kind}_lag_else": float(known[known > 0].median()) if (known > 0).any() else np.nan}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/12_regimes.ipynb #5caed099
 def verdict(compared: Comparison) -> str:
     """The finding in one line."""
-    timing, jump = compared.timing, compared.timing.loc["jump"]
+    timing, base = compared.timing, compared.timing.loc["buy and hold"]
     if len(compared.growth) < 504:
-        return "The history is too short for a model and two years after it: no claim"
-    base = timing.loc["buy and hold"]
-    better = timing["gain_low"] > 0
-    proof = f"{', '.join(timing.index[better])} beat holding with 90 % confidence" if better.any() else "none beats holding with 90 % confidence"
-    return (f"Sharpe ratio since {compared.growth.index[0]:%Y-%m}: holding {base['sharpe']:.2f}, " + ", ".join(f"{m} {timing.loc[m, 'sharpe']:.2f}" for m in METHODS)
-            + f"; deepest fall {base['max_drawdown']:.0%} against {jump['max_drawdown']:.0%} with jump; {proof}")
+        return "The history is too short for a state model and two years after it: no claim"
+    better = list(timing.index[timing["gain_low"] > 0])
+    return (f"{', '.join(better) if better else 'No method'} beats holding the index with 90 % confidence. Sharpe ratio since {compared.growth.index[0]:%Y-%m}: holding {base['sharpe']:.2f}, "
+            + ", ".join(f"{name} {timing.loc[name, 'sharpe']:.2f}" for name in METHODS)
+            + f"\nDeepest fall: holding {base['max_drawdown']:.0%}, " + ", ".join(f"{name} {timing.loc[name, 'max_drawdown']:.0%}" for name in METHODS)
+            + ". Switches a year: " + ", ".join(f"{name} {compared.behaviour.loc[name, 'switches_per_year']:.0f}" for name in METHODS))
 
 
 def compare_figure(compared: Comparison) -> "Figure":
     """The index shaded by each method, and the growth of one unit by each."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     from mltrader import figures
 
-    picture, axes = figures.new(4, 1, height=2.0, width=12)
+    picture, axes = figures.new(4, 1, height=2.1, width=12)
     frame, behaviour = compared.regimes, compared.behaviour
     for ax, name in zip(axes, METHODS, strict=False):
         ax.plot(frame["session"], frame["index_close"], color=figures.INK, lw=0.8)
-        ax.set_yscale("log")
-        ax.minorticks_off()
         figures.shade_regimes(ax, frame["session"], frame[name], alpha=0.45)
-        of = behaviour.loc[name]
-        ax.set_title(f"{name}: {of['switches_per_year']:.1f} switches a year, stressed in {of['stressed']:.0%} of sessions, seen "
-                     f"{of['drawdown_lag']:.0f} sessions after the top (median of {of['drawdowns']:.0f} drawdowns)", fontsize=9.5, fontweight="normal")
-        ax.set_ylabel("index (log)")
-        ax.margins(x=0.01)
+        of, later = behaviour.loc[name], behaviour.loc[name, "drawdown_lag_else"]
+        ax.set_title(f"{name}: stressed in {of['stressed']:.0%} of sessions, and already so at the top of {of['drawdowns_already']:.0f} of {of['drawdowns']:.0f} drawdowns"
+                     + ("" if np.isnan(later) else f"; of the others, half seen within {later:.0f} sessions"))
+        ax.set_ylabel("index")
     handles = {label: handle for ax in axes[:3] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     axes[0].legend(handles.values(), handles.keys(), loc="upper left", ncol=4)
     for color, name in zip((figures.INK, *figures.PALETTE), ("buy and hold", *METHODS), strict=False):
         axes[3].plot(compared.growth.index, compared.growth[name], label=name, color=color, lw=1.1)
-    axes[3].set(yscale="log", ylabel="growth of 1 (log)")
-    axes[3].minorticks_off()
-    axes[3].set_title("out of the market while stressed, after costs, one session late", fontsize=9.5, fontweight="normal")
+    axes[3].set(ylabel="growth of 1", title="Timing: in cash while stressed, one session late, after costs")
     axes[3].legend(loc="upper left", ncol=4)
-    axes[3].margins(x=0.01)
+    for ax in axes:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        ax.minorticks_off()
+        ax.title.set(fontsize=9.5, fontweight="normal")
+        ax.margins(x=0.01)
     picture.suptitle(verdict(compared), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return picture
 
@@ -577,7 +584,6 @@ def compare_table(compared: Comparison) -> pd.DataFrame:
     table.insert(3, "against holding [90 %]", [f"{r.gain:+.2f} [{r.gain_low:+.2f}, {r.gain_high:+.2f}]" for r in timing.itertuples()])
     table[f"deflated Sharpe ({compared.trials} trials)"] = timing["deflated"].round(2)
     table["turnover a year"] = timing["turnover_ann"].round(2)
-    shown = behaviour.rename(columns={"switches_per_year": "switches a year", "mean_sessions": "sessions a spell", "event_lag": "lag, events", "drawdown_lag": "lag, drawdowns",
-                                      "events_missed": "events missed", "drawdowns_missed": "drawdowns missed"})
-    columns = ["switches a year", "sessions a spell", "lag, events", "events missed", "lag, drawdowns", "drawdowns missed"]
-    return table.join(shown[columns].round(1))
+    shown = {"switches_per_year": "switches a year", "mean_sessions": "sessions a spell", "event_lag": "lag, events", "events_missed": "events missed",
+             "drawdown_lag": "lag, drawdowns", "drawdowns_already": "already stressed", "drawdowns_missed": "drawdowns missed"}
+    return table.join(behaviour[list(shown)].rename(columns=shown).round(1))
