@@ -606,7 +606,7 @@ def find_unsettled(subject: Recursion, frames: Frames, starts: Sequence[Any]) ->
 # %% ../nbs/81_audit.ipynb #4ea53269
 def regime_warm_up(rule: RegimeSettings) -> int:
     """Sessions after which a regime no longer depends on where history begins, where the VIX is known."""
-    back = max(rule.fall_sessions + rule.low_sessions, rule.volatility_sessions + 1)
+    back = max(rule.fall_sessions + rule.low_sessions, rule.volatility_sessions + 1, regimes.state_warm_up(rule))
     return back + rule.enter_sessions + rule.leave_sessions
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Array', 'LOW', 'NORMAL', 'HIGH', 'CRASH', 'RECOVERY', 'STATE_LEVELS', 'STRESSED', 'METHODS', 'price_rules',
-           'realised_volatility', 'volatility_level', 'StateLevels', 'state_levels', 'combine', 'RegimeLabeler', 'run',
-           'figure', 'table', 'drawdown_episodes', 'lags', 'block_sharpes', 'deflated_sharpe', 'kappa', 'Comparison',
-           'compare', 'verdict', 'compare_figure', 'compare_table']
+           'realised_volatility', 'volatility_level', 'StateLevels', 'state_levels', 'state_warm_up', 'combine',
+           'RegimeLabeler', 'run', 'figure', 'table', 'drawdown_episodes', 'lags', 'block_sharpes', 'deflated_sharpe',
+           'kappa', 'Comparison', 'compare', 'verdict', 'compare_figure', 'compare_table']
 
 # %% ../nbs/12_regimes.ipynb #ca1afbf3
 from collections.abc import Mapping
@@ -147,6 +147,14 @@ def state_levels(session: pd.Series, close: Array, settings: RegimeSettings) -> 
     level, each = np.full(len(close), -1, np.int8), np.full((len(candidates), len(close)), -1, np.int8)
     level[rows], each[:, rows] = chosen, candidates
     return StateLevels(level, each, pd.DataFrame({"session": session.iloc[rows[refits]].to_numpy(), "penalty": penalty}))
+
+
+def state_warm_up(settings: RegimeSettings) -> int:
+    """Sessions after which a state no longer depends on where the history begins (features to a millionth); 0 for the rule."""
+    if settings.method == "rule":
+        return 0
+    fit = settings.window_sessions + 23 * settings.refit_months
+    return fit + (settings.choice_sessions + 20 * max(settings.half_lives) if settings.method == "jump" else 0)
 
 # %% ../nbs/12_regimes.ipynb #5d189bce
 def _run_of(flag: Array, n: int) -> Array:

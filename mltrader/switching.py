@@ -185,6 +185,10 @@ def _forward(density: Array, start: Array, transition: Array) -> tuple[Array, Ar
                     ahead += filtered[t - 1, j] * transition[j, k]
             filtered[t, k] = ahead * density[t, k]
             scale[t] += filtered[t, k]
+        if scale[t] <= 0.0:  # the model excludes what has happened: believe the session alone
+            for k in range(n_states):
+                filtered[t, k] = density[t, k]
+                scale[t] += density[t, k]
         for k in range(n_states):
             filtered[t, k] /= scale[t]
     return filtered, scale

@@ -14,7 +14,7 @@ from mltrader.core import TASKS
 FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
-    "kernels": set(), "quality": set(), "expressions": {"kernels"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
+    "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "regimes": {"switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "memory": {"archive"}, "splits": {"memory"}, "forest": {"splits"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
     "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
