@@ -4,9 +4,9 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from hmmlearn.hmm import GaussianHMM
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hmmlearn.hmm import GaussianHMM
 from jumpmodels.jump import JumpModel
 
 from mltrader import switching as S
