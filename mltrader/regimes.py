@@ -370,7 +370,7 @@ def drawdown_episodes(index: pd.DataFrame, depth: float = 0.12, span: int = 60, 
     for stretch in np.split(deep, np.flatnonzero(np.diff(deep) >= join) + 1) if len(deep) else ():
         trough = int(close.iloc[stretch[0]:stretch[-1] + 1].idxmin())
         top = int(close.iloc[max(0, trough - span + 1):trough + 1].idxmax())
-        name = f"{path['session'].iloc[trough]:%Y-%m} {close.iloc[trough] / close.iloc[top] - 1:.0%}"
+        name = f"{path['session'].iloc[trough]:%Y-%m-%d} {close.iloc[trough] / close.iloc[top] - 1:.0%}"
         rows.append((name, path["session"].iloc[top], path["session"].iloc[trough]))
     return pd.DataFrame(rows, columns=["name", "start", "end"])
 
@@ -594,4 +594,6 @@ def compare_table(compared: Comparison) -> pd.DataFrame:
     table["turnover a year"] = timing["turnover_ann"].round(2)
     shown = {"switches_per_year": "switches a year", "mean_sessions": "sessions a spell", "event_lag": "lag, events", "events_missed": "events missed",
              "drawdown_lag": "lag, drawdowns", "drawdowns_already": "already stressed", "drawdowns_missed": "drawdowns missed"}
-    return table.join(behaviour[list(shown)].rename(columns=shown).round(1))
+    table = table.join(behaviour[list(shown)].rename(columns=shown).round(1))
+    table.columns.name = f"index, {compared.growth.index[0]:%Y-%m-%d} to {compared.growth.index[-1]:%Y-%m-%d}"
+    return table

@@ -327,6 +327,8 @@ def test_comparison_adds_up():
     for name in ("rule", "jump", "hmm"):
         alone = R.RegimeLabeler(rule.model_copy(update={"method": name})).market(index)
         assert compared.regimes[name].tolist() == alone["regime"].tolist()
+    cut = index["session"].iloc[700]
+    assert R.compare(index, rule, cut).regimes.equals(compared.regimes[:701])
     timing = compared.timing
     assert compared.trials == 3 + len(timing) - 1                                     # penalties, and every row but buy-and-hold
     first = R.RegimeLabeler(STATEFUL["hmm"]).market(index)["source"].eq("hmm").idxmax()
