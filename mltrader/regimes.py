@@ -11,6 +11,7 @@ __all__ = ['Array', 'LOW', 'NORMAL', 'HIGH', 'CRASH', 'RECOVERY', 'STATE_LEVELS'
 # %% ../nbs/12_regimes.ipynb #ca1afbf3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -405,13 +406,12 @@ def block_sharpes(net: Array, draws: int = 1000, block: int = 126, seed: int = 0
 
 def deflated_sharpe(net: Array, trials: Array) -> float:
     """Probability that a series' Sharpe ratio is above the best of as many skill-less trials; `trials` are annualised Sharpe ratios."""
-    from scipy.stats import kurtosis, norm, skew
-
-    n = len(trials)
+    n, normal = len(trials), NormalDist()
     ratio, spread = float(switching.sharpe(net)) / np.sqrt(252), float(np.std(trials, ddof=1)) / np.sqrt(252) if n > 1 else 0.0
-    best = 0.0 if n < 2 else spread * ((1 - np.euler_gamma) * norm.ppf(1 - 1 / n) + np.euler_gamma * norm.ppf(1 - 1 / (n * np.e)))
-    width = np.sqrt(max(1 - skew(net) * ratio + (kurtosis(net, fisher=False) - 1) / 4 * ratio ** 2, 1e-12))
-    return float(norm.cdf((ratio - best) * np.sqrt(len(net) - 1) / width))
+    best = 0.0 if n < 2 else spread * ((1 - np.euler_gamma) * normal.inv_cdf(1 - 1 / n) + np.euler_gamma * normal.inv_cdf(1 - 1 / (n * np.e)))
+    z = (net - net.mean()) / max(net.std(), 1e-300)
+    width = np.sqrt(max(1 - (z ** 3).mean() * ratio + ((z ** 4).mean() - 1) / 4 * ratio ** 2, 1e-12))
+    return normal.cdf((ratio - best) * np.sqrt(len(net) - 1) / width)
 
 
 def kappa(a: pd.Series, b: pd.Series) -> float:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kurtosis, norm, skew
 from sklearn.metrics import cohen_kappa_score
 
 from mltrader import regimes as R
@@ -359,6 +360,10 @@ def test_an_edge_is_found_and_deflated_by_its_trials():
     assert gaps > 0
     few, many = (R.deflated_sharpe(net[1], draw.normal(0, 0.5, n)) for n in (3, 300))
     assert 0 < many < few < R.deflated_sharpe(net[1], np.zeros(1)) <= 1
+    ratio, trials = net[1].mean() / net[1].std(ddof=1), np.array([0.1, 0.5, -0.2, 0.3])
+    best = trials.std(ddof=1) / np.sqrt(252) * ((1 - np.euler_gamma) * norm.ppf(3 / 4) + np.euler_gamma * norm.ppf(1 - 1 / (4 * np.e)))
+    wide = np.sqrt(1 - skew(net[1]) * ratio + (kurtosis(net[1], fisher=False) - 1) / 4 * ratio**2)
+    assert R.deflated_sharpe(net[1], trials) == pytest.approx(norm.cdf((ratio - best) * np.sqrt(2519) / wide))
 
 
 @settings(max_examples=40, deadline=None)
