@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../nbs/21_archive.ipynb #5c7eb4b1
-_EVENT_COLUMNS: tuple[str, ...] = ("event", "start", "end", "known_from", "regime", "weight", "reason")
+_EVENT_COLUMNS: tuple[str, ...] = ("event", "start", "end", "last", "known_from", "regime", "weight", "reason")
 
 
 def known_from(sessions: np.ndarray, end: Any, horizon: int) -> pd.Timestamp:
@@ -63,11 +63,18 @@ def _captured(event: Mapping[str, Any], market_regimes: pd.DataFrame, weight: fl
             "weight": float(event.get("weight") or weight), "reason": "captured event"}
 
 # %% ../nbs/21_archive.ipynb #b571aede
+def _sessions_after(sessions: np.ndarray, end: pd.Timestamp, n: int) -> pd.Timestamp:
+    """The session `n` sessions after `end`, or the last of the calendar, but never before `end`."""
+    position = min(int(np.searchsorted(sessions, np.datetime64(end), side="right")) - 1 + n, len(sessions) - 1)
+    return max(end, pd.Timestamp(sessions[position]).as_unit("us")) if position >= 0 else end
+
+
 def event_table(
     canonical: Sequence[EventDefinition],
     captured: Sequence[Mapping[str, Any]],
     market_regimes: pd.DataFrame,
     horizon: int,
+    aftermath: int = 0,
 ) -> pd.DataFrame:
     """All events, canonical and captured, with the session from which each is known.
 
@@ -82,11 +89,13 @@ def event_table(
         One row a session of the calendar.
     horizon : int
         Horizon of the labels, in sessions.
+    aftermath : int
+        Sessions after an event that are remembered with it.
 
     Returns
     -------
-    DataFrame [event, start, end, known_from, regime, weight, reason]
-        Sorted by `known_from` (NaT last), then by weight from heavy to light, then as listed.
+    DataFrame [event, start, end, last, known_from, regime, weight, reason]
+        `last` is the last session remembered. Sorted by `known_from` (NaT last), then by weight from heavy to light, then as listed.
     """
     require_columns(market_regimes, ["session", "regime"], "market_regimes")
     weight = float(np.median([event.weight for event in canonical])) if canonical else 0.1
@@ -97,8 +106,9 @@ def event_table(
     sessions = market_regimes["session"].to_numpy()
     for row in rows:
         row["known_from"] = pd.NaT if pd.isna(row["end"]) else known_from(sessions, row["end"], horizon)
+        row["last"] = row["end"] if pd.isna(row["end"]) else _sessions_after(sessions, row["end"], aftermath)
     table = pd.DataFrame(rows, columns=list(_EVENT_COLUMNS)).drop_duplicates("event")
-    table = table.astype({"start": SESSION_DTYPE, "end": SESSION_DTYPE, "known_from": SESSION_DTYPE, "weight": float})
+    table = table.astype({**dict.fromkeys(("start", "end", "last", "known_from"), SESSION_DTYPE), "weight": float})
     table["light"] = -table["weight"]
     return table.sort_values(["known_from", "light"], kind="stable").drop(columns="light").reset_index(drop=True)
 
@@ -124,15 +134,18 @@ def cut(labels: pd.DataFrame, symbol_regimes: pd.DataFrame, events: pd.DataFrame
     require_columns(labels, ["session", "symbol", "label", "label_end", "label_known_at"], "labels")
     rows = labels.loc[usable_at(labels, as_of), ["session", "symbol", "label", "label_end", "label_known_at"]]
     rows = rows.sort_values(["session", "symbol"], ignore_index=True)
-    active = events[events["known_from"] <= to_session(as_of)].reset_index(drop=True)
+    over = events[events["end"].notna()].reset_index(drop=True)
     sessions, owner = rows["session"].to_numpy(), np.full(len(rows), -1)
-    first = np.searchsorted(sessions, active["start"].to_numpy(), side="left")
-    stop = np.searchsorted(sessions, active["end"].to_numpy(), side="right")
-    for number, (i, j) in enumerate(zip(first, stop, strict=True)):
-        owner[i:j] = np.where(owner[i:j] < 0, number, owner[i:j])
-    kept = rows[owner >= 0].reset_index(drop=True)
-    event = active.rename(columns={"weight": "event_weight", "regime": "event_regime"}).iloc[owner[owner >= 0]]
-    kept = pd.concat([kept, event.drop(columns=["start", "end"]).reset_index(drop=True)], axis=1)
+    first = np.searchsorted(sessions, over["start"].to_numpy(), side="left")
+    stop, last = (np.searchsorted(sessions, over[name].to_numpy(), side="right") for name in ("end", "last"))
+    for spans in (zip(first, stop, strict=True), zip(stop, last, strict=True)):  # the events' own dates before any aftermath
+        for number, (i, j) in enumerate(spans):
+            owner[i:j] = np.where(owner[i:j] < 0, number, owner[i:j])
+    held = np.append(over["known_from"] <= to_session(as_of), False)[owner]  # no owner is the last
+    kept, owner = rows[held].reset_index(drop=True), owner[held]
+    event = over.rename(columns={"weight": "event_weight", "regime": "event_regime"}).iloc[owner].reset_index(drop=True)
+    event["reason"] = event["reason"].where(kept["session"] <= event["end"], "aftermath of a " + event["reason"]).astype("str")
+    kept = pd.concat([kept, event.drop(columns=["start", "end", "last"])], axis=1)
     kept = kept.merge(symbol_regimes[["session", "symbol", "regime"]], how="left", on=["session", "symbol"])
     if kept.duplicated(["session", "symbol"]).any():
         raise DataError("labels or symbol_regimes hold a (session, symbol) twice; the archive needs each once.")
@@ -404,10 +417,10 @@ def remembered(
         name = event["event"]
         rows = [row for row in archived if row["event"] == name]
         same = [row for row in rows if (row["feature_set"], row["label_digest"]) == (version, label)]
-        inside = now["session"].between(event["start"], event["end"])
+        inside = now["session"].between(event["start"], event["last"])
         found, used, wrong = recall(same, read, now.loc[inside, "session"].min())
         for part in found:
-            usable = usable_at(part, as_of) & (part["known_from"] <= as_of) & part["session"].between(event["start"], event["end"])
+            usable = usable_at(part, as_of) & (part["known_from"] <= as_of) & part["session"].between(event["start"], event["last"])
             part = part[usable].assign(event_weight=event["weight"])
             parts.append(part.assign(event_regime=event["regime"]) if event["reason"] == "canonical event" else part)
         sources[name] = [f"{str(row['as_of'])[:10]} (vintage {row['vintage'][:12]})" for row in used]
@@ -473,7 +486,7 @@ def assemble(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of:
     """What `run` does, given how samples of earlier runs are read, and how new ones get their hash."""
     as_of, state, regimes, market = to_session(as_of), inputs.get("state") or {}, inputs["regimes"], inputs["market"]
     known = regimes["market_regimes"][regimes["market_regimes"]["session"] <= as_of]
-    events = event_table(settings.events.canonical, state.get("captured_events") or [], known, settings.labels.horizon)
+    events = event_table(settings.events.canonical, state.get("captured_events") or [], known, settings.labels.horizon, settings.events.aftermath_sessions)
     labels, feature_set = inputs["labels"]["labels"], inputs["features"]["feature_set"]
     label, version = label_digest(settings.labels, labels), str(feature_set["version"])
     held = cut(labels, regimes["symbol_regimes"], events, as_of)
@@ -620,7 +633,8 @@ def gather(
         parts, _, faults[name] = recall(rows, read)
         if not rows:
             faults[name] = [f"{name}: {_other_version(every, version)}"]
-        span = [to_session(newest[name][key]) for key in ("start_date", "end_date")]  # its dates may have been corrected since
+        # its dates may have been corrected since; the aftermath lies after `end_date`
+        span = to_session(newest[name]["start_date"]), to_session(max(newest[name]["end_date"], newest[name].get("last_session") or newest[name]["end_date"]))
         frames += [part[part["session"].between(*span)].assign(event_weight=newest[name]["weight"]) for part in parts]
     if not frames:
         return pd.DataFrame(), newest, faults

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .archive import draw
+from .archive import SAMPLE_FACTS, draw
 from .config import MemorySettings, Settings
 from .core import REGIMES, SESSION_DTYPE, ConfigError, DataError, TaskOutput, require_columns, seed_for, to_session, usable_at
 
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 # %% ../nbs/24_memory.ipynb #750bc289
 _KEYS = ["session", "symbol"]
-SAMPLE_COLUMNS: tuple[str, ...] = (
-    "session", "symbol", "sector", "regime", "market_regime", "label", "label_end", "label_known_at",
-    "return_pct", "forward_log_return", "vix",
-)
+SAMPLE_COLUMNS: tuple[str, ...] = SAMPLE_FACTS  # the archive keeps the same ones
 
 
 def build_samples(

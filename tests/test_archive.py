@@ -79,17 +79,21 @@ event_lists = st.lists(
 sessions = st.integers(0, len(DAYS) - 1).map(lambda i: DAYS[i])
 
 
-@settings(max_examples=40, deadline=None)
-@given(event_lists, sessions, sessions)
-def test_nothing_after_the_cut_off_and_no_row_twice(events, as_of, later):
+@settings(max_examples=60, deadline=None)
+@given(event_lists, sessions, sessions, st.sampled_from([0, 7, 60, 400]))
+def test_nothing_after_the_cut_off_and_no_row_twice(events, as_of, later, aftermath):
     as_of, later = min(as_of, later), max(as_of, later)
-    table = archive.event_table(events, [], MARKET, HORIZON)
+    table = archive.event_table(events, [], MARKET, HORIZON, aftermath)
     now, then = archive.cut(LABELS, MOOD, table, as_of), archive.cut(LABELS, MOOD, table, later)
     assert not now.duplicated(["session", "symbol"]).any()
     assert (now["label_known_at"] <= as_of).all() and (now["known_from"] <= as_of).all()
     by_name = {e.name: e for e in events}
     ends = now["event"].map(lambda name: pd.Timestamp(by_name[name].end))
-    assert (now["session"] <= ends).all() and (ends < as_of).all()
+    over = now["session"] > ends
+    assert (now["reason"].str.startswith("aftermath") == over).all() and (ends < as_of).all()
+    assert (np.searchsorted(DAYS, now["session"]) - np.searchsorted(DAYS, ends) <= aftermath).all()
+    for event in events:  # no aftermath lies within another event's own dates
+        assert not now.loc[over, "session"].between(pd.Timestamp(event.start), pd.Timestamp(event.end)).any()
     # What was remembered then is remembered now, in the same words: a later event takes no row from an earlier one.
     visible = then[(then["known_from"] <= as_of) & (then["label_known_at"] <= as_of)].reset_index(drop=True)
     pd.testing.assert_frame_equal(now, visible)
@@ -147,7 +151,7 @@ def test_captured_events_join_and_missing_data_is_a_note():
         {"event_name": "open", "start_date": str(DAYS[-5].date()), "end_date": None},
     ]
     before = EventDefinition(name="1987", start="1987-10-01", end="1987-10-30", regime="crash", weight=0.2)
-    output = archive.run({**INPUTS, "state": {"captured_events": captured}}, Settings(events={"canonical": [before]}), DAYS[-1])
+    output = archive.run({**INPUTS, "state": {"captured_events": captured}}, Settings(events={"aftermath_sessions": 0, "canonical": [before]}), DAYS[-1])
     covered = output.frames["coverage"].set_index("event")
     assert covered["samples"].to_dict() == {"seen": 84, "open": 0, "1987": 0}
     assert covered.loc["open", "note"] == "still open" and "no labelled bars" in covered.loc["1987", "note"]
@@ -176,7 +180,7 @@ def test_inputs_are_left_alone():
 
 # What is kept: payloads in files, their manifest in the store.
 
-TWO = Settings(events={"canonical": [definition("early", 600, 60, 0.3), definition("late", 1300, 60, 0.1)]})
+TWO = Settings(events={"aftermath_sessions": 0, "canonical": [definition("early", 600, 60, 0.3), definition("late", 1300, 60, 0.1)]})
 AS_OF = DAYS[-1]
 
 
@@ -210,7 +214,7 @@ def damage(held: RareEventArchive, row: dict) -> None:
 def test_load_never_knows_more_than_its_session(tmp_path_factory, events, as_of, total, stratified, seed):
     """Whatever the events and however they overlap: no label and no event from after `as_of`, no (session, symbol) twice."""
     folder = tmp_path_factory.mktemp("archive")
-    held, chosen = open_archive(folder), Settings(events={"canonical": events})
+    held, chosen = open_archive(folder), Settings(events={"aftermath_sessions": 0, "canonical": events})
     if not held.update(INPUTS, chosen, AS_OF):
         return
     found = held.load(as_of, total, stratified, seed)
@@ -262,22 +266,22 @@ def test_a_rerun_adds_nothing_and_later_data_only_what_is_new(tmp_path):
     assert held.update(INPUTS, TWO, AS_OF) == ["late"]  # `early` is the same as before
     assert len(rows_of(held)) == 2
     heavier = [e.model_copy(update={"weight": 0.5}) if e.name == "late" else e for e in TWO.events.canonical]
-    assert held.update(INPUTS, Settings(events={"canonical": heavier}), AS_OF) == ["late"]
+    assert held.update(INPUTS, Settings(events={"aftermath_sessions": 0, "canonical": heavier}), AS_OF) == ["late"]
     assert held.load(AS_OF).groupby("event")["event_weight"].first().to_dict() == {"early": 0.3, "late": 0.5}
 
 
 def test_a_user_adds_an_event_that_overlaps_and_corrects_another(held):
     """The newcomer was known first and takes rows over; corrected dates leave the rest out; nothing is there twice or lost."""
     user = definition("user", 590, 40, 0.2)
-    assert set(held.update(INPUTS, Settings(events={"canonical": [*TWO.events.canonical, user]}), AS_OF)) == {"user", "early"}
+    assert set(held.update(INPUTS, Settings(events={"aftermath_sessions": 0, "canonical": [*TWO.events.canonical, user]}), AS_OF)) == {"user", "early"}
     found = held.load(AS_OF)
     assert found["event"].value_counts().to_dict() == {"late": 244, "user": 164, "early": 120} and not found.duplicated(KEYS).any()
     assert held.coverage().set_index("event")["samples"].to_dict() == {"user": 164, "early": 120, "late": 244}
     shorter = [definition("early", 640, 20, 0.3), definition("late", 1310, 50, 0.1), user]
-    assert set(held.update(INPUTS, Settings(events={"canonical": shorter}), AS_OF)) == {"early", "late"}
+    assert set(held.update(INPUTS, Settings(events={"aftermath_sessions": 0, "canonical": shorter}), AS_OF)) == {"early", "late"}
     assert held.load(AS_OF)["event"].value_counts().to_dict() == {"late": 204, "user": 164, "early": 84}
     captured = {**INPUTS, "state": {"captured_events": [{"event_name": "dynamic_1", "start_date": DAYS[1400], "end_date": DAYS[1420]}]}}
-    assert held.update(captured, Settings(events={"canonical": shorter}), AS_OF) == ["dynamic_1"]
+    assert held.update(captured, Settings(events={"aftermath_sessions": 0, "canonical": shorter}), AS_OF) == ["dynamic_1"]
     assert set(held.load(AS_OF).query("event == 'dynamic_1'")["reason"]) == {"captured event"}
 
 
@@ -409,13 +413,13 @@ def test_unknown_symbols_windows_without_data_and_absent_regimes_are_no_error(tm
     held, before = open_archive(tmp_path), EventDefinition(name="1987", start="1987-10-01", end="1987-10-30", regime="crash", weight=0.2)
     stranger = pd.concat([FULL, FULL[FULL["symbol"] == "AAA"].assign(symbol="ZZZ")])
     inputs = {**INPUTS, "labels": {"labels": stranger}}
-    output = archive.run(inputs, Settings(events={"canonical": [before, *TWO.events.canonical]}), AS_OF)
+    output = archive.run(inputs, Settings(events={"aftermath_sessions": 0, "canonical": [before, *TWO.events.canonical]}), AS_OF)
     assert "ZZZ" not in set(output.frames["archive"]["symbol"])
     note = output.frames["coverage"].set_index("event").loc["early", "note"]
     assert note == "61 labelled rows have no settled features (no features at all: ZZZ)"
     line = output.frames["coverage"].set_index("event").loc["1987"]
     assert (line["samples"], line["source"]) == (0, "missing") and "no labelled bars" in line["note"]
-    assert held.update(inputs, Settings(events={"canonical": [before]}), AS_OF) == []
+    assert held.update(inputs, Settings(events={"aftermath_sessions": 0, "canonical": [before]}), AS_OF) == []
     with pytest.raises(ConfigError, match="archive is empty"):
         held.load(AS_OF)
     held.update(inputs, TWO, AS_OF)
@@ -427,7 +431,7 @@ def test_unknown_symbols_windows_without_data_and_absent_regimes_are_no_error(tm
 @given(event_lists, st.integers(0, len(DAYS) - 200))
 def test_kept_and_cut_now_are_the_whole_and_overlap_nowhere(events, start):
     """However short the present panel: what it does not reach comes from the earlier run, row by row the same, and nothing twice."""
-    chosen = Settings(events={"canonical": events})
+    chosen = Settings(events={"aftermath_sessions": 0, "canonical": events})
     whole = archive.run(INPUTS, chosen, AS_OF)
     files = {row["sha256"]: whole.frames[f"event_{row['event']}"] for row in whole.rows["archive_events"]}
     short = {**since(str(DAYS[start].date())), "state": {"archived_events": whole.rows["archive_events"]}, "archived": files}
@@ -506,7 +510,7 @@ def test_a_second_cycle_on_a_panel_that_begins_later_still_has_2008(tmp_path, mo
     before = reports.input_document("archive", chosen, store, "2013-12-31")
     task, output = cycle(store, "first", chosen, clock)["archive"]
     crisis = output.frames["event_2008_financial_crisis"]
-    assert len(crisis) == 146 * 4 and len(output.frames["kept"]) == 0
+    assert len(crisis) == (146 + 60) * 4 and len(output.frames["kept"]) == 0
     assert set(task.inputs["state"]["archived_events"]) == set()
     with store.read() as conn:
         manifest = {row["event"]: row for row in db.archived_events(conn)}
