@@ -1,6 +1,6 @@
 """Does looking again at past errors help? Forest and boosting with [replay] off, `errors` and `double_ensemble`, walked forward through all years.
 
-    python benchmarks/replay.py            # 27 test years, 3 seeds, lighter models than the default recipe
+    python benchmarks/replay.py            # 27 test years, 3 seeds, lighter models than the default recipe: about 1,000 CPU-seconds
     python benchmarks/replay.py --quick    # the last 6 test years, 1 seed, very light models: about a minute
     python benchmarks/replay.py --whole    # the default recipe as it is, 1 seed: about an hour
     python benchmarks/replay.py --json
