@@ -391,7 +391,7 @@ class Replay:
     def __call__(self, cutoff: Any, rows: pd.DataFrame, earlier: OutOfFold) -> pd.DataFrame:
         """`rows` [row, weight] of the plan with the weights they have at `cutoff`, of mean 1."""
         day, keys = to_session(cutoff), self.samples[["session", "symbol"]].iloc[rows["row"].to_numpy()].reset_index(drop=True)
-        if day not in self.made:
+        if day not in self.made or not np.array_equal(self.made[day]["row"], rows["row"]):
             self.buffer.add_batch_errors(earlier, self.samples, self.folds, day)
             factor = self.buffer.factors(keys, rows["weight"], day, self.settings.share, self.settings.cap)
             self.made[day] = pd.DataFrame({"row": rows["row"].to_numpy(), "factor": factor})

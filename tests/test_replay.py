@@ -11,7 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrader import forest, replay, splits
+from mltrader import forest, meta, replay, splits
 from mltrader import store as db
 from mltrader.config import MemorySettings, Settings
 from mltrader.core import PROBABILITIES, REGIMES, Clock, ConfigError, DataError
@@ -230,6 +230,20 @@ def test_a_mode_changes_the_models_and_off_changes_nothing(mode):
         refit, last = on.frames["replayed"]["cutoff"].max(), FOLDS["cutoff"].max()
         assert refit == DAYS[-1] and (on.frames["replayed"]["cutoff"] == last).any()
         assert on.documents["replay"]["errors"] <= 200
+
+
+def test_the_store_hears_how_often_an_error_was_replayed():
+    made = inputs()
+    rows = PREDICTIONS.known_at(SAMPLES, DAYS[-1]).frame["row"]
+    made["forest"], made["boosting"] = {}, {}
+    plain = meta.errors_for_replay(PREDICTIONS, made, chosen("off"), DAYS[-1])
+    made["forest"] = {"replayed": pd.DataFrame({"row": rows})}
+    made["boosting"] = {"replayed": pd.DataFrame({"row": rows[::2]})}
+    counted = meta.errors_for_replay(PREDICTIONS, made, chosen("errors"), DAYS[-1])
+    assert (plain["replayed_count"] == 0).all() and len(plain) == len(counted) == 200
+    row = pd.Series(SAMPLES.index, index=pd.MultiIndex.from_frame(SAMPLES[["session", "symbol"]]))
+    theirs = row[pd.MultiIndex.from_frame(counted[["session", "symbol"]])].isin(rows[::2]).to_numpy()
+    np.testing.assert_array_equal(counted["replayed_count"], 1 + theirs)
 
 
 @settings(max_examples=40, deadline=None)
