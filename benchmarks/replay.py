@@ -14,15 +14,10 @@ log-loss. A null result is no failure: the exit code is 1 only if the default mo
 """
 import argparse
 import json
-import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before NumPy: two processes share the cores
-    os.environ.setdefault(_name, "1")
 
 import numpy as np
 import pandas as pd
