@@ -77,7 +77,7 @@ def archive_once(market: dict, as_of: pd.Timestamp, folder: Path) -> dict[str, f
     inputs["labels"] = {"labels": labels.triple_barrier(market["panel"], settings.labels)}
     mark()
     regime, label = inputs["regimes"], inputs["labels"]["labels"]
-    events = archive.event_table(settings.events.canonical, [], regime["market_regimes"], settings.labels.horizon)
+    events = archive.event_table(settings.events.named, [], regime["market_regimes"], settings.labels.horizon, settings.events.aftermath_sessions)
     cut = archive.cut(label, regime["symbol_regimes"], events, as_of)
     alone = time.process_time() - marks[-1]
     marks[-1] += alone  # the cut by itself is done again inside `update`
@@ -123,7 +123,7 @@ def peer(symbols: int, sessions: int, pairs: int) -> dict[str, float]:
     market, as_of = synthetic(symbols, sessions)
     settings, panel, index = Settings(), market["panel"], market["index"]
     moods = regimes.run({"market": market}, settings, as_of).frames
-    events = archive.event_table(settings.events.canonical, [], moods["market_regimes"], settings.labels.horizon)
+    events = archive.event_table(settings.events.named, [], moods["market_regimes"], settings.labels.horizon, settings.events.aftermath_sessions)
     days = index["session"].to_numpy()
     inside = [e for e in events.to_dict("records") if e["known_from"] <= as_of and np.searchsorted(days, e["start"].to_datetime64()) >= LOOK_BACK]
     own = [f for f in features.select(panel, index, settings.features)[0] if f.scope == "symbol"]

@@ -486,7 +486,7 @@ def assemble(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of:
     """What `run` does, given how samples of earlier runs are read, and how new ones get their hash."""
     as_of, state, regimes, market = to_session(as_of), inputs.get("state") or {}, inputs["regimes"], inputs["market"]
     known = regimes["market_regimes"][regimes["market_regimes"]["session"] <= as_of]
-    events = event_table(settings.events.canonical, state.get("captured_events") or [], known, settings.labels.horizon, settings.events.aftermath_sessions)
+    events = event_table(settings.events.named, state.get("captured_events") or [], known, settings.labels.horizon, settings.events.aftermath_sessions)
     labels, feature_set = inputs["labels"]["labels"], inputs["features"]["feature_set"]
     label, version = label_digest(settings.labels, labels), str(feature_set["version"])
     held = cut(labels, regimes["symbol_regimes"], events, as_of)

@@ -305,7 +305,7 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
     own = regime_tables(frames, settings)
     known, parts = found[usable_at(found, last)], []
     if len(known):
-        events = archive.event_table(settings.events.canonical, [], own[0], settings.labels.horizon, settings.events.aftermath_sessions)
+        events = archive.event_table(settings.events.named, [], own[0], settings.labels.horizon, settings.events.aftermath_sessions)
         held = archive.cut(found, own[1], events, last)
         samples = memory.build_samples(frames["panel"][KEYS], [], warm_up, known, *own, frames["sectors"])
         state = memory.market_state(own[0], frames["index"][["session", "index_close"]])

@@ -193,14 +193,20 @@ class EventSettings(Section):
     drift: float = Field(0.25, ge=0, le=1)
     crash_share: float = Field(0.5, ge=0, le=1)
     canonical: tuple[EventDefinition, ...] = CANONICAL_EVENTS
+    extra: tuple[EventDefinition, ...] = ()  # your own events, besides the canonical ones
     aftermath_sessions: int = Field(60, ge=0)  # sessions after an event that are remembered with it: a fall alone teaches that falls go on
 
     @model_validator(mode="after")
     def _distinct(self) -> "EventSettings":
-        names = [event.name for event in self.canonical]
+        names = [event.name for event in self.named]
         if len(names) != len(set(names)):
-            raise ValueError(f"two canonical events share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
+            raise ValueError(f"two events share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
         return self
+
+    @property
+    def named(self) -> tuple[EventDefinition, ...]:
+        """The canonical events and the user's own."""
+        return (*self.canonical, *self.extra)
 
 # %% ../nbs/01_config.ipynb #b90eecd8
 class ReplaySettings(Section):

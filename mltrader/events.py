@@ -100,7 +100,7 @@ def canonical_events(settings: EventSettings, sessions: Any, horizon: int, as_of
         `known_from` is NaT where the calendar does not reach it.
     """
     sessions = np.asarray(sessions, dtype=SESSION_DTYPE)
-    frame = pd.DataFrame([event.model_dump() for event in settings.canonical],
+    frame = pd.DataFrame([event.model_dump() for event in settings.named],
                          columns=["name", "start", "end", "regime", "weight"]).rename(columns={"name": "event"})
     dates = {"start": SESSION_DTYPE, "end": SESSION_DTYPE}
     frame = frame.astype({"event": "str", "regime": "str", "weight": float, **dates})

@@ -64,7 +64,7 @@ RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "sp
 def recipe(settings: Settings, feature_set_version: str) -> dict[str, Any]:
     """What makes two models the same recipe, as a JSON-ready dict."""
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in RECIPE_SECTIONS}
-    sections["events"] = {"canonical": sections["events"]["canonical"]}
+    sections["events"] = {name: sections["events"][name] for name in ("canonical", "extra", "aftermath_sessions")}
     sections["splits"].pop("bootstrap")
     return {"feature_set": feature_set_version, "classes": list(CLASSES), "settings": sections}
 

@@ -273,7 +273,7 @@ def test_a_rerun_adds_nothing_and_later_data_only_what_is_new(tmp_path):
 def test_a_user_adds_an_event_that_overlaps_and_corrects_another(held):
     """The newcomer was known first and takes rows over; corrected dates leave the rest out; nothing is there twice or lost."""
     user = definition("user", 590, 40, 0.2)
-    assert set(held.update(INPUTS, Settings(events={"aftermath_sessions": 0, "canonical": [*TWO.events.canonical, user]}), AS_OF)) == {"user", "early"}
+    assert set(held.update(INPUTS, Settings(events={"aftermath_sessions": 0, "canonical": TWO.events.canonical, "extra": [user]}), AS_OF)) == {"user", "early"}
     found = held.load(AS_OF)
     assert found["event"].value_counts().to_dict() == {"late": 244, "user": 164, "early": 120} and not found.duplicated(KEYS).any()
     assert held.coverage().set_index("event")["samples"].to_dict() == {"user": 164, "early": 120, "late": 244}

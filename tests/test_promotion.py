@@ -517,6 +517,9 @@ def test_same_settings_are_a_refresh_and_others_a_new_recipe():
     assert promotion.run(found, FAST, AS_OF).documents["decision"]["kind"] == "refresh"
     changed = Settings(splits={"bootstrap": 200}, forest={"n_estimators": 50})
     assert promotion.run(found, changed, AS_OF).documents["decision"]["kind"] == "new_recipe"
+    for remembered in ({"aftermath_sessions": 5}, {"extra": [{"name": "mine", "start": "2010-05-03", "end": "2010-06-30", "regime": "crash", "weight": 0.1}]}):
+        other = Settings(splits={"bootstrap": 200}, events=remembered)  # what is remembered reaches a training row
+        assert promotion.run(found, other, AS_OF).documents["decision"]["kind"] == "new_recipe"
     limits_only = Settings(splits={"bootstrap": 200}, promotion=PromotionSettings(margin=0.02))
     assert promotion.run(found, limits_only, AS_OF).documents["decision"]["kind"] == "refresh"
 
