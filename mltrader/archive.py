@@ -64,9 +64,9 @@ def _captured(event: Mapping[str, Any], market_regimes: pd.DataFrame, weight: fl
 
 # %% ../nbs/21_archive.ipynb #b571aede
 def _sessions_after(sessions: np.ndarray, end: pd.Timestamp, n: int) -> pd.Timestamp:
-    """The session `n` sessions after `end`, or the last of the calendar, but never before `end`."""
-    position = min(int(np.searchsorted(sessions, np.datetime64(end), side="right")) - 1 + n, len(sessions) - 1)
-    return max(end, pd.Timestamp(sessions[position]).as_unit("us")) if position >= 0 else end
+    """The session `n` sessions after `end`, or the last of the calendar; `end` itself if the calendar begins after it."""
+    position = int(np.searchsorted(sessions, np.datetime64(end), side="right")) - 1
+    return end if position < 0 else max(end, pd.Timestamp(sessions[min(position + n, len(sessions) - 1)]).as_unit("us"))
 
 
 def event_table(
@@ -420,11 +420,15 @@ def remembered(
         inside = now["session"].between(event["start"], event["last"])
         found, used, wrong = recall(same, read, now.loc[inside, "session"].min())
         for part in found:
-            usable = usable_at(part, as_of) & (part["known_from"] <= as_of) & part["session"].between(event["start"], event["last"])
+            # a calendar that begins after the event cannot say where its aftermath ended; the samples can
+            dated = part["session"].between(event["start"], event["last"]) | part["reason"].str.startswith("aftermath") & (part["session"] > event["end"])
+            usable = usable_at(part, as_of) & (part["known_from"] <= as_of) & dated
             part = part[usable].assign(event_weight=event["weight"])
             parts.append(part.assign(event_regime=event["regime"]) if event["reason"] == "canonical event" else part)
         sources[name] = [f"{str(row['as_of'])[:10]} (vintage {row['vintage'][:12]})" for row in used]
         faults[name] = wrong + ([_other_version(rows, version)] if rows and not same and not inside.any() else [])
+        if same and inside.any() and (gone := int(same[0]["n_symbols"] or 0) - now.loc[inside & (now["event"] == name), "symbol"].nunique()) > 0:
+            faults[name].append(f"the panel lacks {gone} symbols that were archived as of {str(same[0]['as_of'])[:10]}; their rows are not used")
     kept = pd.concat(parts, ignore_index=True)[list(now.columns)].drop_duplicates(KEYS).sort_values(KEYS, ignore_index=True)
     return kept.astype(now.dtypes), sources, faults
 

@@ -227,7 +227,7 @@ class MemorySettings(Section):
 
     window_years: float = Field(5.0, gt=0)
     mix: Literal["fixed", "coverage", "likeness"] = "fixed"  # archive rows in a fixed share, where the window has few like sessions, or like the present
-    archive_share: float = Field(0.40, ge=0, lt=1)  # share of archive rows in the training set: at most, or exactly (fixed)
+    archive_share: float = Field(0.40, ge=0, lt=1)  # share of archive rows in the training set, as far as the events known have rows
     coverage_sessions: int = Field(100, ge=1)  # like sessions in the recent window that make an archive row needless
     coverage_radius: float = Field(2.0, gt=0)  # distance, in the scales below, within which two sessions are alike
     coverage_scales: dict[str, float] = {"log_vix": 0.10, "log_volatility": 0.15, "drawdown": 0.03}
@@ -249,6 +249,10 @@ class MemorySettings(Section):
         for name in ("regime_targets", "regime_weights"):
             if set(getattr(self, name)) != set(REGIMES):
                 raise ValueError(f"`{name}` must name each of {list(REGIMES)} once")
+            if not all(0 <= value < float("inf") for value in getattr(self, name).values()) or not sum(getattr(self, name).values()) > 0:
+                raise ValueError(f"`{name}` must be finite and not below 0, and not all 0")
+        if min(self.regime_weights.values()) <= 0:
+            raise ValueError("`regime_weights` must be above 0: no row is dropped by its regime")
         return self
 
 
@@ -259,7 +263,7 @@ class SplitSettings(Section):
     min_train_rows: int = Field(500, ge=50)  # a fold with fewer is left out
     bootstrap: int = Field(2000, ge=200)
 
-
+# %% ../nbs/01_config.ipynb #8679a350
 class ForestSettings(Section):
     """The random forest."""
 

@@ -205,13 +205,16 @@ def likeness_of(sessions: Any, as_of: Any, state: pd.DataFrame, settings: Memory
     """
     today = state.loc[state["session"] <= to_session(as_of), "session"].tail(1)
     square = _square_distances(_scaled(state, sessions, settings), _scaled(state, today, settings))
-    return np.exp(-square[:, 0] / (2 * settings.coverage_radius**2)) if square.shape[1] else np.ones(len(square))
+    return np.nan_to_num(np.exp(-square[:, 0] / (2 * settings.coverage_radius**2)), nan=1.0) if square.shape[1] else np.ones(len(square))
 
 # %% ../nbs/24_memory.ipynb #64618547
-def _recent_rows(samples: pd.DataFrame, as_of: Any, window_years: float) -> np.ndarray:
-    """Row ids of the recent window: sessions after `as_of` − `window_years`, labels known at `as_of`."""
+def _recent_rows(samples: pd.DataFrame, as_of: Any, window_years: float, calendar: Any) -> np.ndarray:
+    """Positions of the recent window: sessions after `as_of` − `window_years` and in the calendar's reach, labels known at `as_of`."""
     start = to_session(to_session(as_of) - pd.Timedelta(days=365.25 * window_years))
-    return np.flatnonzero((samples["session"] > start) & usable_at(samples, as_of))
+    inside = (samples["session"] > start) & usable_at(samples, as_of)
+    if calendar is not None and len(calendar):  # older rows are there because the archive kept them
+        inside &= samples["session"] >= np.min(np.asarray(calendar, dtype=SESSION_DTYPE))
+    return np.flatnonzero(inside)
 
 
 def _old_rows(samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, window_years: float) -> pd.DataFrame:
@@ -224,7 +227,7 @@ def _old_rows(samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, window_y
 
 def uniform_of(rows: pd.DataFrame, seed: int) -> np.ndarray:
     """A number in (0, 1) for each (session, symbol), the same wherever and whenever it is asked for; shape (n_rows,)."""
-    names = pd.util.hash_pandas_object(rows[_KEYS], index=False).to_numpy()
+    names = pd.util.hash_pandas_object(rows[_KEYS].astype({"session": SESSION_DTYPE}), index=False).to_numpy()
     return (pd.util.hash_array(names ^ np.uint64(seed)) >> np.uint64(11)).astype(float) / 2.0**53 + 2.0**-54
 
 
@@ -236,7 +239,7 @@ def _by_need(
         raise ConfigError(f'[memory] mix = "{settings.mix}" needs the state of the market (`state`, from `market_state`); pass it, or set mix = "fixed".')
     days = old["session"].drop_duplicates()
     asked = need_of(days, recent, state, settings) if settings.mix == "coverage" else likeness_of(days, as_of, state, settings)
-    need = old["session"].map(pd.Series(asked, index=days)).fillna(1.0).to_numpy(float)
+    need = old["session"].map(pd.Series(asked, index=days)).to_numpy(float)
     by_event = old.groupby("event")["event_weight"]
     chance = (old["event_weight"] / by_event.transform("size")).to_numpy(float)
     lacking = uniform_of(old, seed_for("need", seed)) < need
@@ -352,7 +355,8 @@ def _weight_factors(rows: pd.DataFrame, settings: MemorySettings, unique: np.nda
 
 # %% ../nbs/24_memory.ipynb #18adc509
 def _facts(
-    samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, settings: Settings, state: pd.DataFrame | None, judged: pd.DataFrame | None
+    samples: pd.DataFrame, archive: pd.DataFrame, as_of: Any, settings: Settings, calendar: Any, state: pd.DataFrame | None,
+    judged: pd.DataFrame | None,
 ) -> pd.DataFrame:
     """Rows of the training set at `as_of`, with what their weights depend on, before replay."""
     if judged is not None:
@@ -360,7 +364,7 @@ def _facts(
         archive = archive[~touches(where, judged)]
         own = samples[["session", "label_known_at"]].assign(event="")
         samples = samples[~touches(own, judged)]
-    at = _recent_rows(samples, as_of, settings.memory.window_years)
+    at = _recent_rows(samples, as_of, settings.memory.window_years, calendar)
     recent = pd.DataFrame({"row": samples.index[at]}).assign(origin="recent", event="", event_weight=0.0)
     seed = seed_for("archive draw", settings.run.seed)
     old = _archive_rows(samples, archive, as_of, settings.memory, at, seed, state).assign(origin="archive")
@@ -385,7 +389,7 @@ def training_rows(
     replay : Series, optional
         Replay weight by row id, clipped to 3; rows not named get 1.
     calendar : array-like of datetime64, optional
-        All sessions. Without it those of the samples stand in; at `as_of` the latest of them have no label yet, so that a
+        All sessions of the panel; samples from before the first of them are the archive's, and never recent. Without it those of the samples stand in; at `as_of` the latest of them have no label yet, so that a
         short training set would be weighted otherwise than later, when they have.
     state : DataFrame, optional
         From `market_state`; needed with `mix = "coverage"`.
@@ -398,14 +402,14 @@ def training_rows(
         Sorted by row, each row once; float32 weights of mean 1; `uniqueness` is `average_uniqueness` whatever the switches say;
         `event` is empty for recent rows.
     """
-    rows = _facts(samples, archive, as_of, settings, state, judged)
+    rows = _facts(samples, archive, as_of, settings, calendar, state, judged)
     named = pd.Series(dtype=float) if replay is None else replay
     rows["replay"] = rows["row"].map(named).astype(float).fillna(1.0)
     columns = ["row", "weight", "uniqueness", "origin", "event"]
     if not len(rows):
         return rows.assign(weight=np.float32(), uniqueness=np.float32())[columns]
     known = samples["session"] if calendar is None else pd.Series(np.asarray(calendar, dtype=SESSION_DTYPE))
-    calendar = np.unique(np.concatenate([known.to_numpy(), rows["label_known_at"].to_numpy()]))
+    calendar = np.unique(np.concatenate([known.to_numpy(), rows["session"].to_numpy(), rows["label_known_at"].to_numpy()]))
     unique = average_uniqueness(rows["symbol"], rows["session"], rows["label_known_at"], calendar)
     rows["uniqueness"] = unique.astype("float32")
     weight = _weight_factors(rows, settings.memory, unique).prod(axis=1).to_numpy()
@@ -480,12 +484,20 @@ def make_plan(
     return plan.astype({"fold": "int64", "row": "int64", "origin": "str", "event": "str"}), left_out
 
 # %% ../nbs/24_memory.ipynb #8bed9cd2
-def training_frame(samples: pd.DataFrame, rows: pd.DataFrame, feature_names: Sequence[str]) -> pd.DataFrame:
-    """The refit's rows with keys, label, weight, origin and features, one row each."""
+def training_frame(
+    samples: pd.DataFrame, rows: pd.DataFrame, feature_names: Sequence[str], replay: pd.Series | None = None
+) -> pd.DataFrame:
+    """Training rows with keys, label, weight, origin and features, one row each.
+
+    `replay_weight` is the factor that `training_rows` was given, and 1 without: the base models replay their own errors when they are
+    fitted, on top of `weight` (see `23_replay`).
+    """
     columns = ["session", "symbol", "sector", "regime", "label", "label_end", *feature_names]
     frame = samples[columns].iloc[rows["row"].to_numpy()].reset_index(drop=True)
     facts = rows[["weight", "origin", "event"]].reset_index(drop=True)
-    frame = pd.concat([frame, facts.assign(replay_weight=np.float32(1.0))], axis=1)
+    factor = pd.Series(dtype=float) if replay is None else replay.clip(upper=3.0)
+    facts["replay_weight"] = rows["row"].map(factor).astype(float).fillna(1.0).to_numpy("float32")
+    frame = pd.concat([frame, facts], axis=1)
     return frame[["session", "symbol", "sector", "regime", "label", "weight", "origin", "event", "replay_weight",
                   "label_end", *feature_names]]
 
@@ -520,18 +532,12 @@ class HybridMemory:
 
     def training_set(self, as_of: Any, replay: pd.Series | None = None, judged: pd.DataFrame | None = None) -> pd.DataFrame:
         """The rows with keys, label, weight, origin and features; see `training_frame`."""
-        return training_frame(self.samples, self.rows(as_of, replay, judged), self.feature_names)
+        return training_frame(self.samples, self.rows(as_of, replay, judged), self.feature_names, replay)
 
     @property
     def feature_names(self) -> list[str]:
         """The features, in order."""
         return [name for name in self.samples.columns if name not in SAMPLE_COLUMNS]
-
-    def fit(self, model: Any, as_of: Any, replay: pd.Series | None = None, judged: pd.DataFrame | None = None) -> Any:
-        """`model`, fitted on the training set of `as_of`."""
-        rows = self.rows(as_of, replay, judged)
-        taken = self.samples.iloc[rows["row"].to_numpy()]
-        return model.fit(taken[self.feature_names].astype("float32"), taken["label"].to_numpy(), rows["weight"].to_numpy())
 
 # %% ../nbs/24_memory.ipynb #8ea1afa3
 def with_kept(samples: pd.DataFrame, kept: pd.DataFrame | None) -> pd.DataFrame:
@@ -590,8 +596,10 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     )
     archive, samples = inputs["archive"]["archive"], with_kept(samples, inputs["archive"].get("kept"))
     state = market_state(regimes["market_regimes"], regimes["index_path"])
-    folds = cutoffs(regimes["market_regimes"]["session"], settings.splits.first_test_year, as_of)
-    plan, left_out = make_plan(samples, archive, folds, as_of, settings, regimes["market_regimes"]["session"], state)
+    calendar = regimes["market_regimes"]["session"]
+    calendar = calendar[calendar >= inputs["features"]["features"]["session"].min()]
+    folds = cutoffs(calendar, settings.splits.first_test_year, as_of)
+    plan, left_out = make_plan(samples, archive, folds, as_of, settings, calendar, state)
     refit = plan[plan["fold"] == REFIT]
     document = describe(samples, plan, left_out, settings)
     made = document["refit"]

@@ -180,7 +180,7 @@ archive_events = Table(  # appended to only; without a run: cut by hand
     *_dates("start_date", "end_date", "known_from"), _text("regime", 32), *_numbers("weight"), _text("reason"),
     _text("feature_set", nullable=False), _text("label_digest", nullable=False), _text("vintage", nullable=False),
     _text("sha256", nullable=False), Column("n_rows", sa.Integer, nullable=False), *_counts("n_symbols"),
-    *_dates("first_session", "last_session"), UniqueConstraint("run_id", "event", "feature_set", "label_digest"),
+    *_dates("first_session", "last_session"), UniqueConstraint("run_id", "event", "feature_set", "label_digest", "sha256"),
     CheckConstraint("n_rows > 0", name="n_rows"), CheckConstraint("end_date >= start_date", name="order"),
     Index(None, "event", "as_of"),
 )
@@ -520,10 +520,10 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         unknown = set(blank) - set(table.c.keys())
         if unknown:
             raise ConfigError(f"Rows for `{name}` have columns {sorted(unknown)} that the table lacks; it has {table.c.keys()}.")
-        conn.execute(table.delete().where(table.c.run_id == run_id))
-        if table is archive_events:
+        if table is archive_events:  # appended to only: later runs may rest on what this one wrote
             written[name] = len(add_archived(conn, run_id, items))
             continue
+        conn.execute(table.delete().where(table.c.run_id == run_id))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
@@ -700,9 +700,9 @@ def replay_errors(conn: sa.Connection, before: Any, feature_set: str, since: Any
 
 
 def replay_versions(conn: sa.Connection, before: Any) -> dict[str, int]:
-    """Rows of the replay buffer by feature-set version, of runs with an `as_of` before `before`."""
+    """Usable rows of the replay buffer by feature-set version, of runs with an `as_of` before `before`."""
     query = (sa.select(error_replay_buffer.c.feature_set, sa.func.count()).join_from(error_replay_buffer, training_runs, error_replay_buffer.c.run_id == training_runs.c.id)
-             .where(training_runs.c.as_of < before).group_by(error_replay_buffer.c.feature_set))
+             .where(training_runs.c.as_of < before, error_replay_buffer.c.label_known_at.is_not(None)).group_by(error_replay_buffer.c.feature_set))
     return {str(name): int(n) for name, n in conn.execute(query)}
 
 

@@ -238,20 +238,39 @@ def test_kept_samples_join_and_the_panel_wins():
         memory.run(late | {"archive": {"archive": ARCHIVE, "kept": kept.drop(columns="a")}}, SETTINGS, DAYS[-1])
 
 
+def test_kept_samples_are_never_recent_and_never_judged():
+    """A panel that begins in 2005, an index from 2001, and what the archive kept of 2002."""
+    late = INPUTS | {"features": INPUTS["features"] | {"features": INPUTS["features"]["features"].query("session >= '2005-01-01'")},
+                     "labels": {"labels": INPUTS["labels"]["labels"].query("session >= '2005-01-01'")}}
+    kept = SAMPLES[SAMPLES["session"].between("2002-07-01", "2002-10-15")].reset_index(drop=True).assign(event="first", known_from=DAYS[500])
+    chosen = Settings(memory={"window_years": 9.0}, splits={"first_test_year": 2002}, training={"min_samples_for_training": 100})
+    output = memory.run(late | {"archive": {"archive": ARCHIVE, "kept": kept}}, chosen, DAYS[-1])
+    assert output.frames["folds"]["test_start"].min() >= pd.Timestamp("2006-01-01")
+    plan = output.frames["plan"]
+    old = output.frames["samples"]["session"].iloc[plan["row"]].to_numpy() < np.datetime64("2005-01-01")
+    assert not (plan["origin"][old] == "recent").any()
+
+
+def test_kept_samples_from_before_the_calendar_have_their_own_spans():
+    only = DAYS[DAYS >= "2005-01-01"]
+    chosen = Settings(memory={"window_years": 2.0, "archive_share": 0.4}, training={"min_samples_for_training": 100})
+    short, whole = (memory.training_rows(SAMPLES, ARCHIVE, DAYS[-1], chosen, calendar=days) for days in (only, DAYS))
+    old = (whole["event"] == "first").to_numpy()
+    assert old.sum() > 50 and short["row"].equals(whole["row"])
+    assert (short["uniqueness"][old] > 0).all()  # on the sessions at hand: not equal to the whole calendar's, but defined
+    np.testing.assert_array_equal(short["uniqueness"][~old], whole["uniqueness"][~old])
+
+
 def test_hybrid_memory_is_the_functions_bound():
     hybrid = memory.HybridMemory(SAMPLES, ARCHIVE, SETTINGS, DAYS, STATE)
     pd.testing.assert_frame_equal(hybrid.rows("2009-12-31"), memory.training_rows(SAMPLES, ARCHIVE, "2009-12-31", SETTINGS, None, DAYS, STATE))
     made = hybrid.training_set("2009-12-31")
     assert hybrid.feature_names == ["a", "b"] and list(made.columns[-2:]) == ["a", "b"]
 
-    class Recorder:
-        def fit(self, X, y, weight):
-            self.seen = (X, y, weight)
-            return self
-
-    X, y, weight = hybrid.fit(Recorder(), "2009-12-31").seen
-    np.testing.assert_array_equal(y, made["label"]), np.testing.assert_array_equal(weight, made["weight"])
-    np.testing.assert_array_equal(X["a"], made["a"])
+    factor = pd.Series({hybrid.rows("2009-12-31")["row"][0]: 2.0})
+    again = hybrid.training_set("2009-12-31", replay=factor)
+    assert again["replay_weight"].tolist() == [2.0] + [1.0] * (len(again) - 1) and (made["replay_weight"] == 1).all()
+    assert again["weight"][0] / again["weight"][1] == pytest.approx(2 * made["weight"][0] / made["weight"][1], rel=1e-5)
 
 
 def test_every_switch_moves_the_weights_and_none_leaves_ones():
