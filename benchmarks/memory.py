@@ -1,6 +1,7 @@
 """Does the archive help, and does a new model forget? Forest and boosting, by event, with each way to compose the training set.
 
     python benchmarks/memory.py            # 5 seeds, lighter models than the default recipe: about an hour; a stopped run goes on where it was
+    python benchmarks/memory.py --models forest --threads 1 & python benchmarks/memory.py --models boosting --threads 1   # fills the cache on two cores
     python benchmarks/memory.py --quick    # 1 seed, a small forest, canonical events, three arms, the forward study alone: about a minute
     python benchmarks/memory.py --whole    # the default recipe as it is: some hours
     python benchmarks/memory.py --seeds 2 --arms "share 40 %;coverage" --json
@@ -41,9 +42,7 @@ MODULES = {"forest": forest, "boosting": boosting}
 ARMS: dict[str, dict[str, Any]] = {  # settings that differ from the default's, by arm
     RECENT: {"memory": {"mix": "fixed", "archive_share": 0.0}},
     SEED: {"memory": {"mix": "fixed", "archive_share": 0.07}, "events": {"aftermath_sessions": 0}},
-    "share 20 %": {"memory": {"mix": "fixed", "archive_share": 0.20}, "events": {"aftermath_sessions": 0}},
     FORTY: {"memory": {"mix": "fixed", "archive_share": 0.40}, "events": {"aftermath_sessions": 0}},
-    "share 20 %, aftermath": {"memory": {"mix": "fixed", "archive_share": 0.20}, "events": {"aftermath_sessions": 60}},
     "share 40 %, aftermath": {"memory": {"mix": "fixed", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
     "coverage": {"memory": {"mix": "coverage", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
     "likeness": {"memory": {"mix": "likeness", "archive_share": 0.40}, "events": {"aftermath_sessions": 60}},
@@ -203,6 +202,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="names, separated by semicolons; all without it")
     parser.add_argument("--models", default="forest,boosting")
     parser.add_argument("--forward-only", action="store_true")
+    parser.add_argument("--threads", type=int, default=Settings().run.threads)
     parser.add_argument("--figure", type=Path, help="where to write the picture of the forward gains (PNG)")
     options = parser.parse_args()
     began, settings = time.perf_counter(), Settings()
@@ -214,6 +214,7 @@ def main() -> None:
     names = list(dict.fromkeys(names))
     if not options.whole:
         settings = Settings.model_validate(QUICK if options.quick else LIGHT)
+    settings = settings.model_copy(update={"run": settings.run.model_copy(update={"threads": options.threads})})
     seeds = tuple(range(1 if options.quick else options.seeds))
     made, as_of = inputs_of(settings)
     events = settings.events.canonical if options.quick else study_events(settings, made)
@@ -283,21 +284,22 @@ def with_rows(shares: pd.DataFrame, arm: str) -> list[str]:
 
 def looking_back(study: Callable[..., pd.DataFrame], default: str, windows: pd.DataFrame, as_of: pd.Timestamp, models: Mapping[str, Any], horizon: int) -> dict[str, Any]:
     """Leave one out with its certificates, and retention."""
-    shown = (RECENT, SEED, default, REPLAYED)
-
     def these(arm: forgetting.Arm) -> forgetting.Arm | None:
-        return arm if arm.name in shown else None
+        return arm if arm.name in (RECENT, SEED, default, REPLAYED) else None
+
+    def fewer(arm: forgetting.Arm) -> forgetting.Arm | None:
+        return arm if arm.name in (RECENT, default, REPLAYED) else None
 
     def short(arm: forgetting.Arm) -> forgetting.Arm | None:
-        return replace(arm, memory=replace(arm.memory, settings=_short_window(arm.memory.settings))) if arm.name in shown else None
+        return replace(arm, memory=replace(arm.memory, settings=_short_window(arm.memory.settings))) if fewer(arm) else None
 
     without = study(forgetting.leave_one_out, these, windows, as_of)
     papers = [forgetting.certificate(without, default, other, model, horizon) for model in models for other in (RECENT, SEED)]
     yearly, monthly = [f"{year}-12-31" for year in range(2014, 2020)], [f"{year}-{month:02d}-28" for year, months in ((2021, (11, 12)), (2022, (2, 4, 6, 8))) for month in months]
-    after = {"2008": study(forgetting.retention, these, "2008_financial_crisis", "2008-09-01", "2009-03-31", yearly, horizon),
+    after = {"2008": study(forgetting.retention, fewer, "2008_financial_crisis", "2008-09-01", "2009-03-31", yearly, horizon),
              "2020": study(forgetting.retention, short, "2020_covid", "2020-02-20", "2020-06-30", monthly, horizon)}
-    lines = [forgetting.gains(found, default, other, horizon).query("event != @forgetting.POOLED").assign(after=name, over=other)
-             for name, found in after.items() for other in (RECENT, SEED)]
+    lines = [forgetting.gains(found, arm, RECENT, horizon).query("event != @forgetting.POOLED").assign(after=name, arm=arm)
+             for name, found in after.items() for arm in (default, REPLAYED) if arm in set(found["arm"])]
     years = {name: found.groupby(["model", "cutoff", "arm"], sort=False)["loss"].mean().unstack("arm").reset_index() for name, found in after.items()}
     return {"leave_one_out": wide(without), "certificates": papers, "retention": pd.concat(lines, ignore_index=True), **{f"after_{name}": table for name, table in years.items()}}
 
@@ -334,7 +336,7 @@ def tell(report: Mapping[str, Any]) -> None:
         for paper in report["certificates"]:
             print(f"\nCertificate, {paper['model']}: `{paper['candidate']}` against `{paper['champion']}`: {paper['verdict']}" + (f" ({', '.join(paper['harmed'])})" if paper["harmed"] else ""))
             print(pd.DataFrame(paper["events"])[["event", "gain", "low", "high", "n_blocks", "status"]].to_string(index=False, float_format=lambda x: f"{x:.3f}"))
-        show(f"Retention: gain of `{report['default']}` in the refits after the event, on the half of it that was not learned", report["retention"])
+        show(f"Retention: gain over `{RECENT}` of the refits after the event, on the half of it that was not learned", report["retention"])
         for name in ("2008", "2020"):
             show(f"Log-loss on {name} by refit", report[f"after_{name}"])
     print()
