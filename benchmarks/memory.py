@@ -294,7 +294,7 @@ def looking_back(study: Callable[..., pd.DataFrame], default: str, windows: pd.D
         return replace(arm, memory=replace(arm.memory, settings=_short_window(arm.memory.settings))) if fewer(arm) else None
 
     without = study(forgetting.leave_one_out, these, windows, as_of)
-    papers = [forgetting.certificate(without, default, other, model, horizon) for model in models for other in (RECENT, SEED)]
+    papers = [forgetting.certificate(without, default, other, model, horizon) for model in models for other in (RECENT, SEED) if other in set(without["arm"])]
     yearly, monthly = [f"{year}-12-31" for year in range(2014, 2020)], [f"{year}-{month:02d}-28" for year, months in ((2021, (11, 12)), (2022, (2, 4, 6, 8))) for month in months]
     after = {"2008": study(forgetting.retention, fewer, "2008_financial_crisis", "2008-09-01", "2009-03-31", yearly, horizon),
              "2020": study(forgetting.retention, short, "2020_covid", "2020-02-20", "2020-06-30", monthly, horizon)}
