@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TREE', 'ROWS_PER_BLOCK', 'LARGEST_FILE', 'Fit', 'RandomForestModel', 'component_recipe', 'replay_recipe', 'by_fold',
-           'run_component', 'run', 'figure', 'table']
+           'run_component', 'fitter', 'run', 'figure', 'table']
 
 # %% ../nbs/31_forest.ipynb #d1b09bf9
 import io
@@ -294,15 +294,16 @@ def run_component(
     return TaskOutput(frames=frames, documents=documents, models=models, metrics=metrics)
 
 
+def fitter(settings: Settings) -> Fit:
+    """How a forest is fitted by these settings."""
+    seed = seed_for("forest", settings.run.seed)
+    return lambda X, y, rows, threads: RandomForestModel(settings.forest, seed, threads).fit(X, y, rows["weight"], rows["uniqueness"])
+
+
 def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> TaskOutput:
     """Out-of-fold predictions of the forest, its refit at `as_of`, and the model of the last fold."""
-    recipe = component_recipe(settings)
     require_columns(inputs["memory"]["plan"], ["uniqueness"], "memory's plan")
-
-    def fit(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, threads: int) -> RandomForestModel:
-        return RandomForestModel(settings.forest, recipe["seed"], threads).fit(X, y, rows["weight"], rows["uniqueness"])
-
-    return run_component(fit, recipe, inputs, settings, as_of)
+    return run_component(fitter(settings), component_recipe(settings), inputs, settings, as_of)
 
 # %% ../nbs/31_forest.ipynb #e200cee7
 def figure(output: TaskOutput) -> "Figure":

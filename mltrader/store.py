@@ -10,9 +10,9 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
            'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
            'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
-           'record_trial', 'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
-           'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events']
+           'record_trial', 'count_trials', 'count_looks', 'add_version', 'add_gate_row', 'move_alias', 'alias_target',
+           'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events',
+           'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -205,6 +205,7 @@ model_promotion_history = Table(
     Column("trial_id", sa.Integer, ForeignKey("trials.id"), nullable=False), Column("trials", sa.Integer, nullable=False),
     _text("kind", 16, nullable=False), _text("verdict", 16, nullable=False), Column("as_of", sa.Date, nullable=False),
     _text("champion_before"), *_numbers("overall_accuracy", "crash_accuracy", "min_sector_accuracy", "drift_score", "replay_improvement"),
+    *_counts("look"), *_numbers("alpha"),  # which look of the reign it was, and the error probability it was allowed
     Column("checks_passed", sa.JSON), Column("checks_failed", sa.JSON), Column("promoted_to_production", sa.Boolean, nullable=False),
     Column("notes", sa.Text), Column("decided_at", sa.DateTime(timezone=True), nullable=False),
     _one_of("verdict", *VERDICTS), CheckConstraint("trials >= 1", name="trials"), UniqueConstraint("run_id"), UniqueConstraint("id", "verdict", "model_version"),
@@ -213,7 +214,7 @@ gate_verdicts = Table(
     "gate_verdicts", metadata,
     _id(), Column("gate_id", sa.Integer, ForeignKey("model_promotion_history.id"), nullable=False, index=True),
     _text("rule", nullable=False), _text("scope"), _text("status", 32, nullable=False), Column("blocks", sa.Boolean, nullable=False),
-    *_numbers("observed", "limit", "low", "high"), *_counts("n", "n_blocks"), Column("note", sa.Text),
+    *_numbers("observed", "limit", "low", "high", "p"), *_counts("n", "n_blocks"), Column("note", sa.Text),
     UniqueConstraint("gate_id", "rule", "scope"), _one_of("status", "passed", "failed", "insufficient", "not applicable"),
 )
 alias_moves = Table(
@@ -248,7 +249,7 @@ SEED_TABLES: tuple[str, ...] = (
     "error_replay_buffer", "sector_performance", "model_promotion_history", "dynamic_events", "shap_analysis", "training_runs",
 )
 TASK_TABLES: dict[str, Table] = {name: metadata.tables[name] for name in SEED_TABLES if name not in ("training_runs", "model_promotion_history")}
-TASK_TABLES["archive_events"] = archive_events
+TASK_TABLES |= {"archive_events": archive_events, "trials": trials}
 
 # %% ../nbs/02_store.ipynb #8dd46bfe
 def _create_everything(conn: sa.Connection) -> None:
@@ -272,10 +273,16 @@ def _create_archive_events(conn: sa.Connection) -> None:
     archive_events.create(conn, checkfirst=True)
 
 
+def _gate_columns(conn: sa.Connection) -> None:
+    _add_columns(conn, model_promotion_history, "look", "alpha")
+    _add_columns(conn, gate_verdicts, "p")
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
     ("manifest of the rare-event archive", _create_archive_events),
+    ("error budget of the gate", _gate_columns),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -523,6 +530,9 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if table is archive_events:  # appended to only: later runs may rest on what this one wrote
             written[name] = len(add_archived(conn, run_id, items))
             continue
+        if table is trials:  # a ledger: what was once tried stays, whichever run saw it first
+            written[name] = len({record_trial(conn, run_id, **{**blank, **item}) for item in items})
+            continue
         conn.execute(table.delete().where(table.c.run_id == run_id))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
@@ -565,9 +575,23 @@ def record_trial(conn: sa.Connection, run_id: str, recipe_digest: str, window_en
                                                data_digest=data_digest, score=clean(score))).inserted_primary_key[0]
 
 
-def count_trials(conn: sa.Connection) -> int:
-    """All trials the store has ever seen."""
-    return conn.execute(sa.select(sa.func.count()).select_from(trials)).scalar_one()
+def count_trials(conn: sa.Connection, before: Any = None) -> int:
+    """Trials the store has seen; with `before`, only those of runs with an earlier `as_of`."""
+    query = sa.select(sa.func.count()).select_from(trials)
+    if before is not None:
+        query = query.join(training_runs, trials.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    return conn.execute(query).scalar_one()
+
+
+def count_looks(conn: sa.Connection, alias: str, run_id: str | None = None) -> int:
+    """Decisions of the gate in the reign of the present holder of `alias`, those of `run_id` left out.
+
+    A reign begins with a promotion. A rollback begins none: the looks at which the earlier champion was nearly replaced still count.
+    """
+    began = sa.select(sa.func.max(alias_moves.c.gate_id)).where(alias_moves.c.alias == alias, alias_moves.c.kind == "promotion").scalar_subquery()
+    table = model_promotion_history
+    query = sa.select(sa.func.count()).select_from(table).where(table.c.id > sa.func.coalesce(began, 0))
+    return conn.execute(query if run_id is None else query.where(table.c.run_id != run_id)).scalar_one()
 
 
 def add_version(conn: sa.Connection, run_id: str, version: str, recipe_digest: str, as_of: Any, feature_set: str,
