@@ -17,7 +17,7 @@ from .checks import model_inputs, require_fitted, training_inputs
 from .config import BoostingSettings, Settings
 from .core import CLASSES, IntegrityError, TaskOutput, canonical_json, digest_bytes, digest_modules, seed_for
 from .forest import figure as figure
-from .forest import Fit, replay_recipe, run_component
+from .forest import Fit, as_replayed, replay_recipe, run_component
 from .forest import table as table
 from .splits import log_loss_rows
 
@@ -137,7 +137,7 @@ def component_recipe(settings: Settings) -> dict[str, Any]:
 def fitter(settings: Settings) -> Fit:
     """How boosting is fitted by these settings."""
     seed = seed_for("boosting", settings.run.seed)
-    return lambda X, y, rows, threads: XGBoostModel(settings.boosting, seed, threads).fit(X, y, rows["weight"])
+    return as_replayed(lambda X, y, rows, threads: XGBoostModel(settings.boosting, seed, threads).fit(X, y, rows["weight"]), settings.replay)
 
 
 def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> TaskOutput:

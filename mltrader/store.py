@@ -11,8 +11,9 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
            'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
            'record_trial', 'count_trials', 'count_looks', 'add_version', 'add_gate_row', 'move_alias', 'alias_target',
-           'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events',
-           'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events']
+           'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged',
+           'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived',
+           'archived_events']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -702,6 +703,15 @@ def gate_row(conn: sa.Connection, run_id: str) -> dict[str, Any] | None:
         return None
     rules = conn.execute(sa.select(gate_verdicts).where(gate_verdicts.c.gate_id == row["id"]).order_by(gate_verdicts.c.id)).mappings()
     return {**row, "rules": [dict(rule) for rule in rules]}
+
+
+def last_judged(conn: sa.Connection, as_of: Any = None) -> dict[str, Any] | None:
+    """The version of the gate's last decision (with `as_of`: of those up to that session), with `verdict` and `judged_by`; None if there was none."""
+    gate = model_promotion_history
+    query = (sa.select(model_versions, gate.c.verdict, gate.c.run_id.label("judged_by")).join_from(gate, model_versions, gate.c.model_version == model_versions.c.id)
+             .order_by(gate.c.id.desc()).limit(1))
+    row = conn.execute(query if as_of is None else query.where(gate.c.as_of <= as_of)).mappings().first()
+    return None if row is None else dict(row)
 
 
 def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ ALLOWED = {
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "regimes": {"switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "forest": {"splits", "replay"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta"},
-    "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
+    "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits", "significance", "refits", "forgetting"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "audit": None, "cli": None,
 }

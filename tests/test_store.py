@@ -239,7 +239,7 @@ def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
         else:
             with store.write() as conn:
                 db.start_run(conn, run_id, "cycle", "test", token, {}, "d", START)
-        decision = dict(verdict=verdict, model_version=model, recipe_digest=model, kind="first", as_of=f"2020-{month:02d}-28", data_digest="d", feature_set="f", trials=month)
+        decision = dict(verdict=verdict, model_version=model, recipe_digest=model, kind="first", as_of=f"2020-{month:02d}-28", data_digest="d", feature_set="f", trials=month, look=1, alpha=0.001)
         name = registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": entry}}, seen, START)
         assert (name is not None) == (verdict == "PROMOTE")
         if verdict == "PROMOTE":
@@ -252,7 +252,7 @@ def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
 
 
 def promoted(store: Store, files: ArtifactStore, token: int, run_id: str, model: str, seen: str | None) -> str | None:
-    decision = dict(verdict="PROMOTE", model_version=model, recipe_digest=model, kind="first", as_of=DAY, data_digest="d", feature_set="f", trials=1)
+    decision = dict(verdict="PROMOTE", model_version=model, recipe_digest=model, kind="first", as_of=DAY, data_digest="d", feature_set="f", trials=1, look=1, alpha=0.001)
     return registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": files.put({"x": 1}).as_dict()}}, seen, START)
 
 
