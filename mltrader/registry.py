@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAMPION', 'CHALLENGER', 'LIBRARIES', 'library_versions', 'register_decision', 'champion', 'challenger',
-           'find_version', 'rollback']
+           'find_version', 'rollback_target', 'rollback']
 
 # %% ../nbs/50_registry.ipynb #70262bc6
 import platform
@@ -137,20 +137,37 @@ def find_version(store: Store, name: str) -> dict[str, Any]:
     raise ConfigError(f"There is no model version {name!r}; known are: {', '.join(listed)}.")
 
 # %% ../nbs/50_registry.ipynb #01600faf
-def rollback(store: Store, run_id: str, token: int, as_of: Any, clock: Clock, name: str | None = None) -> str:
+def _target(conn: Any, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The champion of now, and the promotion to go back to."""
+    now = db.alias_target(conn, CHAMPION)
+    moves = [m for m in db.promotions(conn, CHAMPION) if now is None or m["model_version"] != now["id"]]
+    reached = now and (now["rollback_to"] or now["move_id"])  # the promotion that the champion of now comes from
+    wanted = [m for m in moves if (m["id"] < reached if name is None else name in (m["name"], m["model_version"]))]
+    if now is None or not wanted:
+        raise ConfigError(f"There is nothing to roll back to{f' named {name!r}' if name else ''}; promoted so far: {[m['name'] for m in moves] or 'none'}.")
+    return now, wanted[-1]
+
+
+def rollback_target(store: Store, name: str | None = None) -> dict[str, Any]:
+    """The promotion that `rollback` would go back to: its `name`, `model_version`, `as_of`."""
+    with store.read() as conn:
+        return _target(conn, name)[1]
+
+
+def rollback(store: Store, artifacts: ArtifactStore, run_id: str, token: int, as_of: Any, clock: Clock, name: str | None = None) -> str:
     """Point the champion back at an earlier promoted version (default: the one before); returns its name.
 
     Raises
     ------
     ConfigError
         If there is no earlier promotion to return to, or `name` was never promoted.
+    IntegrityError
+        If one of its model files is missing or damaged: the champion stays.
     """
+    for part, entry in find_version(store, rollback_target(store, name)["model_version"])["manifest"]["components"].items():
+        if fault := artifacts.verify(entry["sha256"]):
+            raise IntegrityError(f"The version's {part} is not whole, nothing was rolled back: {fault}")
     with store.write() as conn:
         db.check_token(conn, token)
-        now = db.alias_target(conn, CHAMPION)
-        moves = [m for m in db.promotions(conn, CHAMPION) if now is None or m["model_version"] != now["id"]]
-        reached = now and (now["rollback_to"] or now["move_id"])  # the promotion that the champion of now comes from
-        wanted = [m for m in moves if (m["id"] < reached if name is None else name in (m["name"], m["model_version"]))]
-        if now is None or not wanted:
-            raise ConfigError(f"There is nothing to roll back to{f' named {name!r}' if name else ''}; promoted so far: {[m['name'] for m in moves] or 'none'}.")
-        return db.move_alias(conn, run_id, CHAMPION, wanted[-1]["model_version"], now["id"], token, _session_date(as_of), clock, rollback_to=wanted[-1]["id"])
+        now, wanted = _target(conn, name)
+        return db.move_alias(conn, run_id, CHAMPION, wanted["model_version"], now["id"], token, _session_date(as_of), clock, rollback_to=wanted["id"])

@@ -264,11 +264,11 @@ def test_rollback_goes_back_and_never_forth(store, tmp_path):
             with store.write() as conn:
                 db.start_run(conn, f"r{number}", "cycle", "test", token, {}, "d", START)
         promoted(store, files, token, f"r{number}", model, models[number - 2] if number > 1 else None)
-    assert [registry.rollback(store, "r3", token, DAY, START) for _ in range(2)] == ["production_v2", "production_v1"]
+    assert [registry.rollback(store, files, "r3", token, DAY, START) for _ in range(2)] == ["production_v2", "production_v1"]
     with pytest.raises(ConfigError, match="nothing to roll back to"):
-        registry.rollback(store, "r3", token, DAY, START)
-    assert registry.rollback(store, "r3", token, DAY, START, "production_v3") == "production_v3"
-    assert registry.rollback(store, "r3", token, DAY, START) == "production_v2"
+        registry.rollback(store, files, "r3", token, DAY, START)
+    assert registry.rollback(store, files, "r3", token, DAY, START, "production_v3") == "production_v3"
+    assert registry.rollback(store, files, "r3", token, DAY, START) == "production_v2"
 
 
 def test_the_database_ties_a_move_to_the_version_that_was_judged(store, tmp_path):
