@@ -199,7 +199,7 @@ def leave_one_sector_out(
     DataFrame [sector, n_symbols, n_rows, n_sessions, n_blocks, train_share, gain, transfer, transfer_low, transfer_high,
     transfer_verdict, lost, lost_low, lost_high, lost_verdict]
         `train_share` of the training rows was left out. `gain` (with the sector) and `transfer` (without) are over the class shares, `lost`
-        is their difference, in nats; intervals are Holm's over the sectors. Rows of folds that cannot be fitted without the sector are not judged.
+        is their difference, in nats (shares of the recent training rows, if `plan` has an `origin`); intervals are Holm's over the sectors. Rows of folds that cannot be fitted without the sector are not judged.
 
     Raises
     ------
@@ -213,12 +213,13 @@ def leave_one_sector_out(
         raise DataError(f"All samples are in the sector {names.tolist()}: nothing is left to learn from without it.")
 
     def losses(rows: pd.DataFrame, model: FitPredict, name: str) -> pd.Series:
-        return _losses(out_of_fold(samples, feature_names, rows, folds, model, {**recipe, "arm": name}, cache, min_train_rows), samples)
+        return _losses(out_of_fold(samples, feature_names, rows, folds, model, {**recipe, "arm": name}, cache, min_train_rows), samples).rename(name)
 
     trained, found = sector[plan["row"].to_numpy()], []
-    known = pd.DataFrame({"prior": losses(plan, class_shares, "prior"), "seen": losses(plan, fit_predict, "all")})
+    recent = plan[plan["origin"] == "recent"] if "origin" in plan else plan       # the prior of the other reports: without the archive
+    known = pd.concat([losses(recent, class_shares, "prior"), losses(plan, fit_predict, "seen")], axis=1, join="inner")
     for name in names:
-        unseen = losses(plan[trained != name], fit_predict, "all").rename("unseen")
+        unseen = losses(plan[trained != name], fit_predict, "unseen")
         rows = known[sector[known.index] == name].join(unseen, how="inner")
         rows = samples.loc[rows.index, ["session", "symbol"]].assign(
             gain=rows["prior"] - rows["seen"], transfer=rows["prior"] - rows["unseen"], lost=rows["unseen"] - rows["seen"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'FitPredict', 'Reweight', 'LEARNED_FROM', 'walk_forward', 'LabelSpans', 'PurgedWalkForward',
-           'CombinatorialPurgedCV', 'LeaveOneEventOut', 'leave_one_event_out', 'recipe', 'check_fold',
+           'CombinatorialPurgedCV', 'LeaveOneEventOut', 'leave_one_event_out', 'recipe', 'check_fold', 'check_features',
            'check_probabilities', 'fold_key', 'learned_from', 'out_of_fold', 'reopen', 'log_loss_rows',
            'calibration_error', 'rank_ic', 'Interval', 'block_starts', 'few_blocks_factor', 'session_interval']
 
@@ -260,6 +260,35 @@ def check_fold(samples: pd.DataFrame, train: np.ndarray, test: np.ndarray, fold:
         raise DataError(f"Fold {fold}: test rows lie at or before the cut-off {cutoff.date()}; test after it.")
     if len(np.unique(train)) < len(train):
         raise DataError(f"Fold {fold}: a training row is in the plan twice; use weights instead.")
+    keys = samples[["session", "symbol"]].iloc[train]
+    if (copies := keys.duplicated()).any():
+        first = keys[copies].iloc[0]
+        raise DataError(f"Fold {fold}: two training rows are {first['symbol']} on {first['session'].date()}; samples that were copied before the split are refused, use weights instead.")
+
+
+def check_features(samples: pd.DataFrame, feature_names: Sequence[str]) -> None:
+    """Refuse a feature by which a model could know the symbol: constant within every symbol, and not the same in all.
+
+    Symbols with fewer than 20 rows are not looked at.
+
+    Raises
+    ------
+    DataError
+        Naming the feature.
+    """
+    code, symbols = pd.factorize(samples["symbol"])
+    seen = (np.bincount(code, minlength=len(symbols)) >= 20)[code]
+    if len(np.unique(code[seen])) < 2:
+        return
+    _, first, code = np.unique(code[seen], return_index=True, return_inverse=True)
+    last = len(code) - 1 - np.unique(code[::-1], return_index=True)[1]
+    rows = np.flatnonzero(seen)
+    for name in feature_names:
+        values = samples[name].to_numpy(dtype="float32", na_value=np.nan)
+        begin, end = values[rows[first]], values[rows[last]]
+        alike = np.array_equal(begin, end, equal_nan=True) and len(np.unique(begin)) > 1
+        if alike and np.array_equal(values[rows], begin[code], equal_nan=True):  # looked at in full only if it begins as it ends
+            raise DataError(f"The feature `{name}` never changes within a symbol and differs between symbols: a model would know whom it judges. Leave it out.")
 
 
 def check_probabilities(proba: Any, n_rows: int, fold: int) -> np.ndarray:
@@ -343,6 +372,7 @@ def out_of_fold(
         predictions are no probabilities, or `reweight` changes more than weights.
     """
     require_columns(samples, ["session", "symbol", "label", "label_known_at", *feature_names], "samples")
+    check_features(samples, feature_names)
     cache, sessions = {} if cache is None else cache, samples["session"].to_numpy()
     X, y = samples[list(feature_names)].astype("float32"), samples["label"].to_numpy(dtype=np.int64)
     by_fold = {fold: rows for fold, rows in plan.groupby("fold")}
