@@ -72,7 +72,7 @@ PIPELINE: dict[str, TaskSpec] = {
     "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "splits", "replay", "memory")),
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory", "replay")),
     "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
-    "sectors": TaskSpec("41_sectors", ("market", "meta"), ("splits", "labels", "promotion")),
+    "sectors": TaskSpec("41_sectors", ("market", "meta", "backtest"), ("splits", "labels", "promotion")),
     "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
     "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
                           ("promotion", "training", *RECIPE_SECTIONS)),

@@ -13,7 +13,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'record_trial', 'count_trials', 'count_looks', 'add_version', 'add_gate_row', 'move_alias', 'alias_target',
            'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged',
            'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived',
-           'archived_events']
+           'archived_events', 'sector_cells']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -143,7 +143,8 @@ sector_performance = Table(
     "sector_performance", metadata,
     _id(), _run(), _text("sector", nullable=False), _text("regime", 32, nullable=False), *_counts("n_rows", "n_sessions"),
     *_numbers("log_loss", "prior_log_loss", "gain", "gain_low", "gain_high", "accuracy"), _text("verdict", 16),
-    UniqueConstraint("run_id", "sector", "regime"),
+    _text("symbol", 32, nullable=False), *_counts("n_blocks"), *_numbers("majority_accuracy", "confidence"),
+    UniqueConstraint("run_id", "sector", "regime", "symbol"),
 )
 
 # %% ../nbs/02_store.ipynb #8f8ae387
@@ -279,11 +280,23 @@ def _gate_columns(conn: sa.Connection) -> None:
     _add_columns(conn, gate_verdicts, "p")
 
 
+def _sector_symbols(conn: sa.Connection) -> None:
+    """The table anew, as its key has one column more; what it held was about all symbols."""
+    table = sector_performance
+    if "symbol" not in {column["name"] for column in sa.inspect(conn).get_columns(table.name)}:
+        kept = conn.execute(sa.select(sa.text("*")).select_from(sa.table(table.name))).mappings().all()
+        table.drop(conn)
+        table.create(conn)
+        if kept:
+            conn.execute(table.insert(), [{**{key: row[key] for key in row if key != "id"}, "symbol": "all"} for row in kept])
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
     ("manifest of the rare-event archive", _create_archive_events),
     ("error budget of the gate", _gate_columns),
+    ("symbols beside sectors and regimes", _sector_symbols),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -773,3 +786,10 @@ def archived_events(conn: sa.Connection, before: Any = None) -> list[dict[str, A
     if before is not None:
         query = query.where(archive_events.c.as_of < before)
     return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Rows of `sector_performance` of the last run that wrote any, in the order written."""
+    t = sector_performance
+    last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
+    return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]

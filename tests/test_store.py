@@ -162,6 +162,28 @@ def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_
         assert db.add_archived(conn, "a", [ARCHIVED]) == ["crisis"]
 
 
+def test_a_store_without_symbols_in_sector_performance_gets_them_and_keeps_its_rows(tmp_path):
+    """The table is made anew, as its key grew; each old row stays and is about all symbols, and a symbol's row fits beside it."""
+    url = f"sqlite:///{tmp_path}/t.db"
+    old = Store(url)
+    begin(old, "a")
+    before = next(i for i, (name, _) in enumerate(db.MIGRATIONS) if name.startswith("symbols beside"))
+    with old.write() as conn:
+        db.sector_performance.drop(conn)
+        conn.exec_driver_sql("CREATE TABLE sector_performance (id INTEGER PRIMARY KEY, run_id VARCHAR(64) NOT NULL, sector VARCHAR(64) NOT NULL, "
+                             "regime VARCHAR(32) NOT NULL, n_rows INTEGER, gain FLOAT, verdict VARCHAR(16), UNIQUE (run_id, sector, regime))")
+        conn.exec_driver_sql("INSERT INTO sector_performance VALUES (7, 'a', 'Energy', 'all', 5, 0.25, 'better'), (8, 'a', 'Energy', 'crash', 2, NULL, 'insufficient')")
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value=str(before)))
+    new = Store(url)
+    with new.write() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+        rows = db.sector_cells(conn)
+        assert [(r["regime"], r["symbol"], r["n_rows"], r["gain"], r["verdict"]) for r in rows] == [("all", "all", 5, 0.25, "better"), ("crash", "all", 2, None, "insufficient")]
+        conn.execute(db.sector_performance.insert().values(run_id="a", sector="Energy", regime="all", symbol="XOM"))
+    with pytest.raises(sa.exc.IntegrityError), new.write() as conn:
+        conn.execute(db.sector_performance.insert().values(run_id="a", sector="Energy", regime="all", symbol="XOM"))
+
+
 ARCHIVED = dict(event="crisis", as_of=DAY, start_date=date(2008, 9, 1), end_date=date(2009, 3, 31), feature_set="f", label_digest="l", vintage="v",
                 sha256="a" * 64, n_rows=3)
 
