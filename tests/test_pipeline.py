@@ -16,7 +16,7 @@ ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "forest": {"splits", "replay"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
-    "backtest": {"labels", "luck", "splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
+    "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "audit": None, "cli": None,
 }
