@@ -297,8 +297,16 @@ class MetaSettings(Section):
 class BacktestSettings(Section):
     """The simulated portfolio."""
 
-    cost_bps: float = Field(10.0, ge=0)  # per unit of turnover, one way
+    cost_bps: float = Field(5.0, ge=0, lt=5000)  # commission and half the spread, per unit traded, one way
+    slippage_bps: float = Field(5.0, ge=0, lt=5000)  # what the price moves against an order, on top
+    borrow_bps: float = Field(50.0, ge=0)  # a year, on what is held short
     top_share: float = Field(0.3, gt=0, le=1)  # share of symbols held, by p(buy) - p(sell)
+    max_weight: float = Field(0.25, gt=0)  # of capital in one name, long or short; what does not fit stays in cash
+    max_exposure: float = Field(1.0, gt=0)  # sum of the absolute weights
+    delisting_return: float = Field(0.0, ge=-1)  # of a position whose symbol stays away for horizon + 2 sessions, as labels count it
+    variant_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.2, 0.3, 0.5)  # `top_share` of the family that PBO judges
+    variant_holdings: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # its holding periods, in horizons
+    pbo_blocks: int = Field(16, ge=4, le=20, multiple_of=2)  # at most; fewer where a block would be shorter than twice a holding
 
 
 class ExplainSettings(Section):

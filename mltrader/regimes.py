@@ -11,13 +11,12 @@ __all__ = ['Array', 'LOW', 'NORMAL', 'HIGH', 'CRASH', 'RECOVERY', 'STATE_LEVELS'
 # %% ../nbs/12_regimes.ipynb #ca1afbf3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from . import switching
+from . import luck, switching
 from .config import CANONICAL_EVENTS, EventDefinition, RegimeSettings, Settings
 from .core import REGIMES, DataError, TaskOutput, require_columns, seed_for, to_session
 
@@ -411,12 +410,8 @@ def block_sharpes(net: Array, draws: int = 1000, block: int = 126, seed: int = 0
 
 def deflated_sharpe(net: Array, trials: Array) -> float:
     """Probability that a series' Sharpe ratio is above the best of as many skill-less trials; `trials` are annualised Sharpe ratios."""
-    n, normal = len(trials), NormalDist()
-    ratio, spread = float(switching.sharpe(net)) / np.sqrt(252), float(np.std(trials, ddof=1)) / np.sqrt(252) if n > 1 else 0.0
-    best = 0.0 if n < 2 else spread * ((1 - np.euler_gamma) * normal.inv_cdf(1 - 1 / n) + np.euler_gamma * normal.inv_cdf(1 - 1 / (n * np.e)))
-    z = (net - net.mean()) / max(net.std(), 1e-300)
-    width = np.sqrt(max(1 - (z ** 3).mean() * ratio + ((z ** 4).mean() - 1) / 4 * ratio ** 2, 1e-12))
-    return normal.cdf((ratio - best) * np.sqrt(len(net) - 1) / width)
+    spread = float(np.std(trials, ddof=1)) / np.sqrt(252) if len(trials) > 1 else 0.0
+    return luck.deflated_sharpe(net, max(len(trials), 1), spread)
 
 
 def kappa(a: pd.Series, b: pd.Series) -> float:
