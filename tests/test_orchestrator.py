@@ -3,13 +3,16 @@ import itertools
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 
-from mltrader import market, orchestrator, registry, reports
+from mltrader import market, orchestrator, predict, registry, reports
 from mltrader import store as db
+from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
-from mltrader.core import Clock, MltraderError
+from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -184,3 +187,77 @@ def test_a_failed_cycle_is_recorded_and_raises_its_own_code(tmp_path, monkeypatc
     assert run["status"] == "failed" and "market" in run["error_message"]
     with pytest.raises(MltraderError, match="task `market` failed"):
         run_inline()
+
+
+# --- predictions of a version ----------------------------------------------------------------------------------------
+
+def test_the_champion_says_again_what_the_cycle_said(world):
+    made = predict.predict(world.store, artifacts=ArtifactStore(world.folder / "artifacts"), name=registry.find_version(world.store, "challenger")["id"]
+                           if registry.challenger(world.store) else None)
+    said = reports.load_product(world.runs[2]["run_id"], "meta", world.store)["predictions"]
+    assert not made.in_hindsight and made.frame[["symbol", "prediction", "abstain"]].equals(said[["symbol", "prediction", "abstain"]])
+    assert np.allclose(made.frame[list(PROBABILITIES)], said[list(PROBABILITIES)], atol=1e-12)
+
+
+def test_a_past_session_is_answered_by_the_champion_of_then(world):
+    first = registry.champion(world.store, "2022-02-15")
+    made = predict.predict(world.store, "2022-02-15", symbols=("KO", "BAC"))
+    assert (made.version, made.in_hindsight) == (first["id"], False) and made.frame["symbol"].tolist() == ["BAC", "KO"]
+    assert (made.frame["session"] == pd.Timestamp("2022-02-15")).all() and made.frame[list(PROBABILITIES)].sum(axis=1).round(6).eq(1).all()
+    run = orchestrator.keep_predictions(world.store, load_settings(), made)
+    with world.store.read() as conn:
+        assert db.count_rows(conn, run)["model_predictions"] == 2
+        kept = db.runs(conn, run_id=run)[0]
+    assert (kept["kind"], kept["status"], str(kept["as_of"])) == ("predict", "success", "2022-02-15")
+
+
+def test_hindsight_is_named_and_never_recorded(world):
+    with pytest.raises(ConfigError, match="No champion was in force on 2015-06-01. Name a version to hear it in hindsight: --version production_v"):
+        predict.predict(world.store, "2015-06-01")
+    made = predict.predict(world.store, "2015-06-01", "production_v1")
+    assert made.in_hindsight and len(made.frame) == 6
+    with pytest.raises(ConfigError, match="not recorded"):
+        orchestrator.keep_predictions(world.store, load_settings(), made)
+    with world.store.read() as conn:
+        assert db.runs(conn)[0]["status"] == "failed" and db.count_rows(conn, db.runs(conn)[0]["id"])["model_predictions"] == 0
+
+
+@pytest.mark.parametrize(("session", "symbols", "error", "words"), [
+    ("2022-04-15", (), DataError, "no bars of 2022-04-15"), (None, ("ZZZ",), DataError, "ZZZ: no bar on 2022-03-31; there are AMD, BAC")])
+def test_what_was_not_observed_is_not_predicted(world, session, symbols, error, words):
+    with pytest.raises(error, match=words):
+        predict.predict(world.store, session, symbols=symbols)
+
+
+def test_a_version_on_other_features_or_with_other_bytes_is_refused(world):
+    files = ArtifactStore(world.folder / "artifacts")
+    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], files) for task in ("features", "regimes")}
+    other = {"feature_set": {**inputs["features"]["feature_set"], "version": "f" * 64}, "latest": inputs["features"]["latest"]}
+    with pytest.raises(IntegrityError, match="a definition has changed"):
+        predict.predict(world.store, inputs={"features": other, "regimes": inputs["regimes"]})
+    entry = registry.champion(world.store)["manifest"]["components"]["meta"]
+    path = files.path(entry["sha256"])
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + b" ")
+        with pytest.raises(IntegrityError, match="was changed"):
+            predict.predict(world.store)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_rolling_back_restores_the_exact_version_and_is_on_record(world):
+    with world.store.read() as conn:
+        moves = db.promotions(conn, registry.CHAMPION)
+    if len(moves) == 1:
+        with pytest.raises(ConfigError, match="nothing to roll back to"):
+            orchestrator.roll_back(world.store, load_settings())
+        return
+    now, looks = registry.champion(world.store), None
+    with world.store.read() as conn:
+        looks = db.count_looks(conn, registry.CHAMPION)
+    assert orchestrator.roll_back(world.store, load_settings()) == moves[-2]["name"]
+    assert registry.champion(world.store)["id"] == moves[-2]["model_version"]
+    with world.store.read() as conn:
+        assert (db.runs(conn)[0]["kind"], db.runs(conn)[0]["status"]) == ("rollback", "success") and db.count_looks(conn, registry.CHAMPION) == looks
+    assert orchestrator.roll_back(world.store, load_settings(), now["name"]) == now["name"]  # and forth again, by name
