@@ -544,7 +544,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
     shown.attrs["caption"] = named + summary["survivorship"]
     return shown
 
-
+# %% ../nbs/41_sectors.ipynb #dd6fa1d1
 def contributions_figure(output: TaskOutput) -> "Figure":
     """Profit of each symbol, the top three marked; at most the 30 largest in size."""
     from mltrader import figures
@@ -558,9 +558,15 @@ def contributions_figure(output: TaskOutput) -> "Figure":
     ax.barh(found["symbol"] + "  " + found["sector"], found["profit"], color=np.where(found["symbol"].isin(facts["top"]), figures.PALETTE[0], figures.MUTED))
     ax.axvline(0, color=figures.INK, lw=0.8)
     ax.margins(y=0.01)
-    ax.set(xlabel="sum of trade returns, in slots", title=f"The top {TOP} of {facts['names']} symbols made {facts['top_share']:.0%} of the gains "
-           f"({facts['low']:.0%} to {facts['high']:.0%}); equal shares: {facts['equal_share']:.0%}")
+    ax.set(xlabel="sum of trade returns, in slots", title=f"The top {TOP} of {facts['names']} symbols made {_with_bounds(facts, 0)} of the gains; equal shares: {facts['equal_share']:.0%}")
+    shape.supxlabel(_wrapped(output.documents["summary"]["survivorship"]), fontsize=7.5, color=figures.MUTED, x=0.01, ha="left")
     return shape
+
+
+def _with_bounds(facts: Mapping[str, Any], digits: int) -> str:
+    """The top share in percent, with its interval if there is one."""
+    share, low, high = (f"{facts[name]:.{digits}%}" for name in ("top_share", "low", "high"))
+    return f"{share} ({low} to {high})" if np.isfinite(facts["low"]) else f"{share} (too short for an interval)"
 
 
 def concentration_table(output: TaskOutput) -> pd.DataFrame:
@@ -569,9 +575,9 @@ def concentration_table(output: TaskOutput) -> pd.DataFrame:
     if not facts:
         return pd.DataFrame(columns=["question", "answer"])
     shown = [
-        (f"share of the gains made by {', '.join(facts['top'])}", f"{facts['top_share']:.1%} ({facts['low']:.1%} to {facts['high']:.1%})"),
-        (f"{TOP} of {facts['names']} equal shares would be", f"{facts['equal_share']:.1%}"),
-        ("their share of the trades", f"{facts['top_trades']:.1%}"), ("effective number of names", f"{facts['effective_names']:.1f}"), ("symbols that lost", f"{facts['losers']}"),
+        (f"share of the gains made by {', '.join(facts['top'])}", _with_bounds(facts, 1)),
+        ("their share of the trades", f"{facts['top_trades']:.1%}"), (f"{TOP} of {facts['names']} equal shares would be", f"{facts['equal_share']:.1%}"),
+        ("effective number of names", f"{facts['effective_names']:.1f}"), ("symbols that lost", f"{facts['losers']}"),
         ("profit of all trades, in slots", f"{facts['profit']:+.2f}"), (f"without the top {TOP}", f"{facts['without_top']:+.2f}"),
         (f"share of the sector {facts['top_sector']}", f"{facts['top_sector_share']:.1%}"),
         ("its share of the symbols", f"{facts['equal_sector_share']:.1%}"),
