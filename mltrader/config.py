@@ -290,8 +290,13 @@ class MetaSettings(Section):
     """The stack over forest and boosting."""
 
     min_folds: int = Field(3, ge=1)  # past folds before a stack is fitted
-    penalty: float = Field(1.0, gt=0)  # inverse strength of the ridge penalty
-    abstain_margin: float = Field(0.05, ge=0, lt=1)  # least lead of the top class over the second
+    blend: Literal["logistic", "nnls"] = "logistic"
+    context: Literal["none", "regime"] = "none"  # whether the blend knows the session's regime
+    penalty: float = Field(1.0, gt=0)  # inverse strength of the ridge penalty of the logistic blend
+    path_groups: int = Field(8, ge=4)  # groups of sessions, two of them tested at a time, that make the paths on which the stack is judged
+    path_share: float = Field(0.6, gt=0, le=1)  # of the paths on which it must be at least as good as the best base model; else that is used
+    coverage: float = Field(0.9, ge=0.5, lt=1)  # how often a conformal set holds the true class; a row whose set holds both sell and buy is abstained from
+    coverage_step: float = Field(0.05, gt=0, le=1)  # how far a set's threshold moves (in probability) when a whole session misses
 
 
 class BacktestSettings(Section):
