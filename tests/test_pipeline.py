@@ -15,7 +15,7 @@ FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "regimes": {"switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
-    "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "forest": {"splits", "replay"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
+    "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "meta": {"splits", "replay"},
     "backtest": {"splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "audit": None, "cli": None,
