@@ -92,7 +92,7 @@ def _array_inputs(X: Any, names: Sequence[str] | int | None) -> np.ndarray:
     except ValueError as error:
         raise InputError(str(error)) from error
     if names is not None and values.shape[1] != names:
-        raise InputError(f"X has {values.shape[1]} features, but this model is expecting {names} features as input.")
+        raise InputError(f"X has {values.shape[1]} features, but it is expecting {names} features as input.")
     return values
 
 # %% ../nbs/04_checks.ipynb #b36ad03e
@@ -113,11 +113,13 @@ def training_inputs(
         raise InputError(f"nothing to learn from: {len(values)} rows, {values.shape[1]} columns.")
     if not len(values) == len(labels) == len(weight):
         raise InputError(f"lengths differ: {len(values)} rows, {len(labels)} labels, {len(weight)} weights.")
+    if weight.ndim != 1:
+        raise InputError(f"weights have shape {weight.shape}; one number a row is needed.")
     known = np.isin(labels, range(len(CLASSES)))
     if not known.all():
         raise InputError(f"label {labels[~known][0]} is not one of {dict(enumerate(CLASSES))}.")
     if not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
-        raise InputError("weights must be finite, not negative, and not all 0.")
+        raise InputError("weights must be finite, not negative, and not all zero.")
     return values, labels.astype(np.int64), weight
 
 

@@ -272,21 +272,21 @@ class ForestSettings(Section):
     min_samples_leaf: int = Field(20, ge=1)
     max_samples: Annotated[float, Field(gt=0, le=1)] | Literal["uniqueness"] = "uniqueness"  # share of the rows a tree draws; the word: the rows' average uniqueness
     max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
-    max_bin: int = Field(255, ge=2, le=255)  # bins that a feature is cut into
+    max_bin: int = Field(64, ge=2, le=255)  # bins that a feature is cut into
 
 
 class BoostingSettings(Section):
     """XGBoost."""
 
-    rounds: int = Field(120, ge=1)
+    rounds: int = Field(80, ge=1)
     max_depth: int = Field(4, ge=1)
     learning_rate: float = Field(0.05, gt=0, le=1)
     max_bin: int = Field(64, ge=2)
     subsample: float = Field(0.5, gt=0, le=1)
-    colsample_bytree: float = Field(0.5, gt=0, le=1)
+    colsample_bytree: float = Field(0.1, gt=0, le=1)
     min_child_weight: float = Field(20.0, ge=0)
     reg_lambda: float = Field(5.0, ge=0)
-    max_samples: float = Field(1.0, gt=0, le=1)  # share of the rows that it sees, drawn once: neighbours' labels overlap
+    max_samples: float = Field(0.33, gt=0, le=1)  # share of the rows that it sees, drawn once: neighbours' labels overlap
     early_stopping: int = Field(0, ge=0)  # rounds without improvement on the tail that end the search for the number of rounds (`rounds` is the most); 0: no search
     tail_sessions: int = Field(252, ge=20)  # the last sessions of the training rows, on which the number of rounds is found
 
