@@ -65,16 +65,19 @@ def first_touch(prices: Mapping[str, Array], upper: Array, lower: Array, horizon
     """
     shape = prices["close"].shape
     label, offset = np.full(shape, HOLD, np.int8), np.full(shape, horizon, np.int16)
-    exit_price = _ahead(prices["close"], horizon + 1)
+    exit_price = np.ascontiguousarray(_ahead(prices["close"], horizon + 1))
     undecided = np.ones(shape, bool)
+    prices = prices if touch == "high_low" else {"close": prices["close"]}
     for k in range(0 if entry == "open" else 1, horizon + 1):
-        bar = {name: _ahead(values, k + 1) for name, values in prices.items()}
+        rows = max(len(label) - k - 1, 0)  # decisions that have a bar so much later; all arrays begin with them
+        bar = {name: values[k + 1 :] for name, values in prices.items()}
         if entry == "close" or k == 0:
-            bar["open"] = np.full(shape, np.nan)
-        stop, target, price = _reached(bar, upper, lower, touch)
-        for hit, code in ((undecided & stop, SELL), (undecided & target, BUY)):
-            label[hit], offset[hit], exit_price[hit] = code, k, price[hit]
-        undecided &= ~(stop | target)
+            bar["open"] = np.full(bar["close"].shape, np.nan) if touch == "high_low" else bar["close"]
+        stop, target, price = _reached(bar, upper[:rows], lower[:rows], touch)
+        for hit, code in ((stop, SELL), (target, BUY)):
+            at = np.flatnonzero(hit & undecided[:rows])
+            label.ravel()[at], offset.ravel()[at], exit_price.ravel()[at] = code, k, price.ravel()[at]
+            undecided.ravel()[at] = False
     return label, offset, exit_price
 
 # %% ../nbs/13_labels.ipynb #9a2a9594
@@ -86,9 +89,19 @@ def best_mode(panel: pd.DataFrame, least: float) -> tuple[str, str]:
     return "high_low" if share("high", "low") >= least else "close", "open" if share("open") >= least else "close"
 
 
+def _in_order(panel: pd.DataFrame) -> bool:
+    """Whether the symbols of each session rise; then nothing is there twice. The sessions do."""
+    session, symbol = panel["session"].to_numpy(), panel["symbol"].array
+    try:
+        rising = np.asarray(symbol[1:] > symbol[:-1], dtype=bool)
+    except (TypeError, ValueError):  # a symbol is missing, or of a kind without order
+        return False
+    return bool((rising | (session[1:] != session[:-1])).all())
+
+
 def _refuse_unsorted(panel: pd.DataFrame) -> None:
     require_columns(panel, ["session", "symbol", "close", "adj_close"], "the panel")
-    if not panel["session"].is_monotonic_increasing or panel.duplicated(["session", "symbol"]).any():
+    if not panel["session"].is_monotonic_increasing or not (_in_order(panel) or not panel.duplicated(["session", "symbol"]).any()):
         raise DataError("the panel is not sorted by session and symbol, or has duplicates; sort it and drop them.")
 
 
@@ -125,7 +138,9 @@ def life_numbers(panel: pd.DataFrame, bars: int) -> Array:
 
     Numbers are in the order of the symbols, so that a panel sorted by (session, symbol) is sorted by (session, life).
     """
-    place = pd.Series(np.searchsorted(np.unique(panel["session"].to_numpy()), panel["session"].to_numpy()))
+    session = panel["session"].to_numpy()
+    rising = panel["session"].is_monotonic_increasing  # then counting is enough
+    place = pd.Series(np.cumsum(np.diff(session, prepend=session[:1]) != 0) if rising else np.searchsorted(np.unique(session), session))
     symbol = pd.Series(pd.factorize(panel["symbol"], sort=True)[0])
     returned = place - place.groupby(symbol).shift() > bars
     life = returned.groupby(symbol).cumsum()
@@ -148,6 +163,8 @@ def with_carried(panel: pd.DataFrame, bars: int) -> tuple[pd.DataFrame, Array, A
     sessions, last = np.unique(panel["session"].to_numpy()), panel.groupby("symbol")["session"].max()
     place = pd.Series(np.searchsorted(sessions, last.to_numpy()), index=last.index)
     place = place[place + bars < len(sessions)]
+    if place.empty and _in_order(panel):
+        return panel, np.zeros(len(panel), dtype=bool), np.full(len(panel), np.datetime64("NaT"), dtype=sessions.dtype)
     final = panel[panel["symbol"].isin(place.index) & (panel["session"] == panel["symbol"].map(last))]
     more = final.loc[final.index.repeat(bars)]
     step = np.tile(np.arange(1, bars + 1), len(final))
@@ -221,9 +238,9 @@ def triple_barrier(panel: pd.DataFrame, settings: LabelSettings) -> pd.DataFrame
         "entry_session": later(1), "label_end": later(1 + offset[at, column]), "label_known_at": known,
         "return_pct": 100 * (exit_price[at, column] / price - 1) - settings.cost_bps / 100,
         "forward_log_return": np.log(packed.prices["close"][at + h + 1, column] / price),
-        "exit_reason": pd.array(np.array(REASONS, dtype=object)[code], dtype="str"),
-        "touch_source": pd.array([touch] * len(rows), dtype="str"),
-        "entry_source": pd.array([entry] * len(rows), dtype="str")})
+        "exit_reason": pd.array(REASONS, dtype="str").take(code),
+        "touch_source": pd.array([touch], dtype="str").take(np.zeros(len(rows), dtype=int)),
+        "entry_source": pd.array([entry], dtype="str").take(np.zeros(len(rows), dtype=int))}, copy=False)
 
 
 def _complete(packed: Packed, upper: Array, horizon: int, touch: str, entry: str) -> Array:

@@ -3,12 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
+from test_portfolio import clerk
 
-from mltrader import backtest
+from mltrader import backtest, labels, luck
 from mltrader.config import BacktestSettings, Settings
 from mltrader.core import CLASSES, DataError
 
@@ -40,24 +39,10 @@ def make(seed: int = 0, lean: float = 0.1) -> dict:
     return {"meta": {"evaluation": frame}, "labels": {"labels": labels}, "market": {"panel": panel, "index": index}}
 
 
-def slow_equity(evaluation: pd.DataFrame, panel: pd.DataFrame, horizon: int, top: float, cost_bps: float) -> list[float]:
-    """Event by event, with positions in money: nothing shared with the module."""
-    start = evaluation["session"].min()
-    prices = {day: dict(zip(g["symbol"], g["adj_close"], strict=True)) for day, g in panel.groupby("session") if day >= start}
-    days, history, equity, money, cash = sorted(prices), [], [], {}, 1.0
-    by_day = {day: g for day, g in evaluation.groupby("session")}
-    planned, yesterday = None, {}
-    for day in days:
-        today = {**yesterday, **{s: p for s, p in prices[day].items() if p == p}}
-        money = {s: m * today[s] / yesterday[s] for s, m in money.items()}
-        total = cash + sum(money.values())
-        if planned is not None:
-            want = {s: w * total for s, w in planned.items()}
-            traded = sum(abs(want.get(s, 0.0) - money.get(s, 0.0)) for s in set(want) | set(money))
-            keep = 1 - cost_bps / 1e4 * traded / total
-            money, cash = {s: m * keep for s, m in want.items()}, (total - sum(want.values())) * keep
-            total = cash + sum(money.values())
-        equity.append(total)
+def slow_weights(evaluation: pd.DataFrame, days: list, horizon: int, top: float) -> np.ndarray:
+    """What is decided at each close, one session after another with dicts: nothing shared with the module."""
+    by_day, history, weights = {day: g for day, g in evaluation.groupby("session")}, [], np.zeros((len(days), len(SYMBOLS)))
+    for t, day in enumerate(days):
         choice = {}
         if day in by_day:
             g = by_day[day]
@@ -66,64 +51,59 @@ def slow_equity(evaluation: pd.DataFrame, panel: pd.DataFrame, horizon: int, top
             good = [s for s, a in zip(g["symbol"], g["abstain"], strict=True) if not a and score[s] > middle]
             choice = {s: 1 / slots for s in sorted(good, key=lambda s: (-score[s], s))[:slots]}
         history.append(choice)
-        planned = {}
         for past in history[-horizon:]:
             for s, w in past.items():
-                planned[s] = planned.get(s, 0.0) + w / horizon
-        yesterday = today
-    return equity
+                weights[t, SYMBOLS.index(s)] += w / horizon
+    return weights
 
 
 @pytest.mark.parametrize(("seed", "horizon", "top", "cost"), [(0, 14, 0.3, 10), (1, 1, 0.5, 0), (2, 5, 1.0, 50), (3, 14, 0.1, 200)])
 def test_agrees_with_an_event_by_event_loop(seed, horizon, top, cost):
+    """From predictions to equity: decided with dicts, and kept in shares and money by the clerk of test_portfolio."""
     data = make(seed)
-    panel = data["market"]["panel"].copy()
+    panel, evaluation = data["market"]["panel"].copy(), data["meta"]["evaluation"]
     panel.loc[panel.sample(40, random_state=seed).index, "adj_close"] = np.nan             # days without a bar
-    panel.loc[panel["session"] == data["meta"]["evaluation"]["session"].min(), "adj_close"] = 50.0
-    engine = backtest.HistoricalBacktest(BacktestSettings(cost_bps=cost, top_share=top), horizon)
-    fast = engine.run_backtest(data["meta"]["evaluation"], panel, data["market"]["index"])["strategy"].to_numpy()
-    slow = slow_equity(data["meta"]["evaluation"], panel, horizon, top, cost)
-    assert np.abs(fast - slow).max() < 1e-9
+    panel.loc[(panel["symbol"] == "S2") & (panel["session"] > DAYS[200]), "adj_close"] = np.nan      # one stops trading
+    known = panel[panel["adj_close"].notna()]
+    evaluation = evaluation.merge(known[["session", "symbol"]], on=["session", "symbol"]) if seed else evaluation
+    index = data["market"]["index"].assign(rate_3m=np.random.default_rng(seed).uniform(0, 5, len(DAYS)))
+    s = BacktestSettings(cost_bps=cost, slippage_bps=cost / 2, top_share=top, max_weight=0.2)
+    fast = backtest.HistoricalBacktest(s, horizon).run_backtest(evaluation, panel, index)
+    close = panel.pivot(index="session", columns="symbol", values="adj_close").to_numpy()
+    rate = np.r_[0.0, index["rate_3m"].to_numpy()[:-1]] / 100 / 252                        # that of the session before
+    slow, _ = clerk(slow_weights(evaluation, list(DAYS), horizon, top), close, close, rate, horizon + 2, s)
+    assert np.abs(fast["strategy"].to_numpy() - slow).max() < 1e-9
 
 
-def test_four_bars_by_hand():
-    prices = np.array([[100.0, 10], [100, 10], [110, 9], [110, 9]])
-    returns = np.vstack([[[np.nan] * 2], prices[1:] / prices[:-1] - 1])
-    half = backtest.simulate(np.array([[0.5, 0.5], [0, 0], [0, 0], [0, 0]]), returns, cost_bps=100)
-    assert half["equity"].tolist() == pytest.approx([1, 0.99, 0.99 * 1.0 * 0.99, 0.9801], abs=1e-15)   # +10 % and -10 %
-    one = backtest.simulate(np.array([[1.0, 0], [0, 1], [0, 0], [0, 0]]), returns, cost_bps=100)
-    assert one["turnover"].tolist() == pytest.approx([0, 1, 2, 1])                         # sells one, buys the other: 2
-    assert one["equity"][2] == pytest.approx(0.99 * 1.1 * 0.98)
+def test_trades_at_the_open_if_the_labels_enter_there():
+    """The same loop with fills at the open; and the matched difference is exact for a portfolio that holds everything alike."""
+    data = make(3)
+    rng = np.random.default_rng(3)
+    panel = data["market"]["panel"].assign(close=lambda f: 2 * f["adj_close"])             # as before a split: opens are adjusted like closes
+    panel["open"] = panel["close"] * np.exp(rng.normal(0, 0.01, len(panel)))
+    panel.loc[rng.random(len(panel)) < 0.02, "open"] = np.nan
+    s = BacktestSettings(top_share=0.5)
+    fast = backtest.HistoricalBacktest(s, 5, "open").run_backtest(data["meta"]["evaluation"], panel, data["market"]["index"])
+    close, fill = (panel.assign(open=panel["open"] / 2).pivot(index="session", columns="symbol", values=n).to_numpy() for n in ("adj_close", "open"))
+    slow, _ = clerk(slow_weights(data["meta"]["evaluation"], list(DAYS), 5, 0.5), close, fill, np.zeros(len(DAYS)), 7, s)
+    assert np.abs(fast["strategy"].to_numpy() - slow).max() < 1e-9
+    at_close = backtest.HistoricalBacktest(s, 5).run_backtest(data["meta"]["evaluation"], panel, data["market"]["index"])
+    assert np.abs(fast["strategy"] - at_close["strategy"]).max() > 1e-3
+    output = backtest.run(data | {"market": data["market"] | {"panel": panel}, "labels": {"labels": data["labels"]["labels"].assign(entry_source="open")}},
+                          QUICK, DAYS[-1])
+    assert output.documents["summary"]["entry"] == "open"
 
 
-WEIGHTS = st.integers(0, 10_000)
-
-
-@settings(max_examples=60, deadline=None)
-@given(WEIGHTS, st.floats(0, 200), st.integers(3, 60))
-def test_invariants(seed, cost, cut):
-    rng = np.random.default_rng(seed)
-    returns = np.clip(rng.normal(0, 0.03, (60, 4)), -0.5, None)
-    weights = rng.dirichlet(np.ones(4), 60) * rng.random((60, 1))
-    plain, dear = (backtest.simulate(weights, returns, c) for c in (cost, 2 * cost))
-    assert (dear["net"] <= plain["net"] + 1e-12).all()
-    assert (plain["equity"] <= backtest.simulate(weights, returns, 0)["equity"] + 1e-12).all()
-    assert backtest.simulate(0 * weights, returns, cost)["equity"].tolist() == [1.0] * 60
-    later = np.concatenate([returns[:cut], rng.permutation(returns[cut:])])
-    assert backtest.simulate(weights, later, cost)["equity"][:cut].tolist() == plain["equity"][:cut].tolist()
-    ahead = np.concatenate([weights[:cut], rng.permutation(weights[cut:])])
-    assert backtest.simulate(ahead, returns, cost)["equity"][:cut + 1].tolist() == plain["equity"][:cut + 1].tolist()
-
-
-def test_a_decision_earns_from_the_second_close_on():
-    """A trader who sees today's return and buys at the same close would be rich; here the signal comes a session late."""
-    returns = np.zeros((10, 1))
-    returns[5] = 0.5
-    known_too_late = np.zeros((10, 1))
-    known_too_late[4] = 1.0                                            # decided at 4, traded at 5: misses the jump at 5
-    assert backtest.simulate(known_too_late, returns, 0)["equity"][-1] == 1.0
-    known_too_late[3] = 1.0                                            # decided at 3, traded at 4: has it
-    assert backtest.simulate(known_too_late, returns, 0)["equity"][-1] == 1.5
+def test_an_equal_weight_portfolio_has_no_edge_at_the_open_either():
+    data = make(14)
+    panel = data["market"]["panel"].assign(close=lambda f: f["adj_close"])
+    panel["open"] = panel["close"] * np.exp(np.random.default_rng(0).normal(0, 0.01, len(panel)))
+    free = BacktestSettings(cost_bps=0, slippage_bps=0, max_weight=1)
+    index = data["market"]["index"].assign(rate_3m=4.0)
+    on = backtest.HistoricalBacktest(free, 14, "open").arena(data["meta"]["evaluation"], panel, index)
+    path = backtest.simulate(np.full(on.close.shape, 0.6 / len(SYMBOLS)), on.bars, free)
+    difference = path["net"] - backtest.matched(path, backtest.equal_weight(on, free), on.bars.rate)
+    assert np.abs(difference).max() < 1e-12 and path["equity"][-1] != 1
 
 
 def test_doubling_costs_never_raises_what_the_whole_strategy_earns():
@@ -149,14 +129,16 @@ def test_beta_is_no_edge():
     data = make(6)
     evaluation = data["meta"]["evaluation"].assign(abstain=False)
     panel = data["market"]["panel"].assign(adj_close=lambda f: np.exp(0.0004 * np.searchsorted(DAYS, f["session"])))   # all alike
-    equity = backtest.HistoricalBacktest(BacktestSettings(cost_bps=0)).run_backtest(evaluation, panel, data["market"]["index"])
+    free = BacktestSettings(cost_bps=0, slippage_bps=0)
+    equity = backtest.HistoricalBacktest(free).run_backtest(evaluation, panel, data["market"]["index"])
     assert equity["strategy"].iloc[-1] > 1.1 and equity["difference"].abs().max() < 1e-12
 
 
 def test_curves_that_cost_no_skill():
     data = make(7)
     panel = data["market"]["panel"]
-    equity = backtest.HistoricalBacktest(BacktestSettings(cost_bps=0)).run_backtest(data["meta"]["evaluation"], panel, data["market"]["index"])
+    free = BacktestSettings(cost_bps=0, slippage_bps=0)
+    equity = backtest.HistoricalBacktest(free).run_backtest(data["meta"]["evaluation"], panel, data["market"]["index"])
     wide = panel.pivot(index="session", columns="symbol", values="adj_close")
     held = (wide / wide.iloc[1]).mean(axis=1).to_numpy()
     assert np.abs(equity["buy_and_hold"].to_numpy()[1:] - held[1:]).max() < 1e-12
@@ -188,18 +170,6 @@ def test_scopes_count_their_rows_and_an_absent_regime_makes_no_claim():
     assert counts["all"] == len(frame) == counts["regime:crash"] + counts["regime:normal"]
     assert counts["last_year"] == (frame["fold"] == 2019).sum()
     assert set(counts.index) == {"all", "last_year", "regime:crash", "regime:normal"}
-
-
-def test_intervals_hold_the_truth_and_shrink():
-    rng, hits = np.random.default_rng(0), 0
-    for seed in range(60):
-        net = rng.normal(0.05 / np.sqrt(252), 1, 1500) / 100
-        _, low, high = backtest.sharpe_interval(net, 14, 400, 0.05, seed)
-        hits += low < 0.05 < high
-    assert hits >= 52
-    wide, narrow = (np.diff(backtest.sharpe_interval(rng.normal(0, 1, n), 14, 400, 0.05, 0)[1:])[0] for n in (500, 5000))
-    assert narrow < 0.5 * wide
-    assert np.isnan(backtest.sharpe_interval(rng.normal(0, 1, 40), 14, 400, 0.05, 0)[1])       # not two blocks: no interval
 
 
 def test_run_writes_plain_rows_and_repeats():
@@ -234,3 +204,113 @@ def test_few_symbols_have_no_ic_and_still_a_report():
     output = backtest.run(data | {"meta": {"evaluation": few}}, QUICK, DAYS[-1])
     assert np.isnan(output.metrics["stack_ic"])
     assert len(backtest.scores(output)) and backtest.figure(output) is not None
+
+
+def test_labeled_data_is_the_label_function():
+    """One definition: the samples of a symbol are the rows that the labels task writes for it."""
+    panel = make(13)["market"]["panel"].assign(close=lambda f: f["adj_close"], open=np.nan, high=np.nan, low=np.nan)
+    whole = labels.triple_barrier(panel, Settings().labels)
+    engine = backtest.HistoricalBacktest()
+    for symbol in ("S0", "S6"):
+        mine = engine.generate_labeled_data(symbol, panel[panel["symbol"] == symbol].drop(columns=["symbol", "adj_close"]))
+        theirs = whole[whole["symbol"] == symbol].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine.drop(columns="label_name"), theirs[mine.columns.drop("label_name")], check_dtype=False)
+        assert (mine["label_name"] == np.array(CLASSES)[mine["label"]]).all()
+    with pytest.raises(DataError, match="the bars of AAPL"):
+        engine.generate_labeled_data("AAPL", panel[["close"]])
+
+
+def test_the_family_is_simulated_like_the_strategy():
+    """Each variant equals a backtest with its settings, its model's probabilities and its holding period."""
+    data = make(15)
+    args = data["market"]["panel"], data["market"]["index"].assign(rate_3m=3.0)
+    evaluation = data["meta"]["evaluation"]
+    kin = backtest.family(backtest.HistoricalBacktest(), evaluation, *args)
+    assert len(kin.variants) == 48 and sorted(set(kin.variants["holding"])) == [7, 14, 28]
+    for k in (4, 17, 30, 47):
+        model, share, holding = kin.variants.iloc[k]
+        names = backtest.columns_of(model)
+        own = evaluation.assign(proba_sell=evaluation[names[0]], proba_buy=evaluation[names[2]], abstain=evaluation["abstain"] & (model == "stack"))
+        equity = backtest.HistoricalBacktest(BacktestSettings(top_share=share), holding).run_backtest(own, *args)
+        assert np.abs(equity["difference"].to_numpy() - kin.edge[k]).max() < 1e-15
+        assert np.abs((equity["net"] - equity["cash"]).to_numpy() - kin.above_cash[k]).max() < 1e-15
+
+
+def test_odds_are_the_statistics_of_luck():
+    """Skill-less series: PSR is uniform, and what is deflated by many trials is hardly ever above 0.95."""
+    rng = np.random.default_rng(16)
+    others = rng.normal(0, 0.01, (30, 1500))
+    found = [backtest.odds("edge", rng.normal(0, 0.01, 1500), others, 30, ASK) for _ in range(120)]
+    frame = pd.DataFrame(found)
+    assert 0.35 < (frame["psr"] < 0.5).mean() < 0.65 and (frame["deflated_sharpe"] > 0.95).mean() < 0.02
+    assert (frame["if_chosen"] <= frame["deflated_sharpe"] + 0.02).all() and (frame["deflated_sharpe"] < frame["psr"]).all()
+    one = found[0]
+    spread = np.std([luck.Track.of(x).ratio for x in others], ddof=1)
+    assert one["spread_ann"] == pytest.approx(spread * np.sqrt(252)) and one["n_variants"] == 30
+    still = backtest.odds("edge", np.zeros(1500), others, 3, ASK)
+    assert all(np.isnan(still[name]) for name in ("sharpe", "psr", "deflated_sharpe", "min_track_record_years"))
+
+
+def test_a_planted_edge_is_found_and_noise_is_not():
+    """Red team from end to end: predictions that know the next weeks pass every statistic of luck; the same predictions, shuffled, pass none."""
+    data = make(17)
+    panel, evaluation = data["market"]["panel"], data["meta"]["evaluation"]
+    wide = np.log(panel.pivot(index="session", columns="symbol", values="adj_close"))
+    ahead = (wide.shift(-15) - wide.shift(-1)).stack(future_stack=True).rename("ahead").reset_index()
+    ahead = evaluation[["session", "symbol"]].merge(ahead, on=["session", "symbol"], how="left")["ahead"].fillna(0).to_numpy()
+    summaries = {}
+    for name, tilt in (("seer", ahead), ("shuffled", np.random.default_rng(0).permutation(ahead))):
+        said = evaluation.copy()
+        for model in ("proba", "forest", "boosting"):
+            said[f"{model}_sell"], said[f"{model}_hold"], said[f"{model}_buy"] = 0.3 - 0.2 * np.tanh(5 * tilt), 0.4, 0.3 + 0.2 * np.tanh(5 * tilt)
+        summaries[name] = backtest.run(data | {"meta": {"evaluation": said}, "ledger": {"trials": 20}}, QUICK, DAYS[-1]).documents["summary"]
+    seer, shuffled = summaries["seer"], summaries["shuffled"]
+    assert seer["low"] > 0 and seer["deflated_sharpe"] > 0.95 and seer["min_track_record_years"] < seer["track_record_years"] and seer["pbo"] < 0.2
+    assert not (shuffled["low"] > 0 and shuffled["deflated_sharpe"] > 0.95)
+    assert shuffled["deflated_sharpe"] < 0.5 and shuffled["min_track_record_years"] > shuffled["track_record_years"]
+
+
+def test_what_the_summary_says_of_luck():
+    """The keys that the tradable verdict reads, and where the number of trials comes from."""
+    data = make(18)
+    plain = backtest.run(data, QUICK, DAYS[-1]).documents["summary"]
+    assert (plain["n_trials"], plain["trials_from"]) == (1, "nobody") and plain["deflated_sharpe"] == plain["psr"]
+    state = backtest.run(data | {"state": {"trials": 7}}, QUICK, DAYS[-1]).documents["summary"]
+    ledger = backtest.run(data | {"state": {"trials": 7}, "ledger": {"trials": 9}}, QUICK, DAYS[-1]).documents["summary"]
+    assert (state["n_trials"], state["trials_from"]) == (7, "state") and (ledger["n_trials"], ledger["trials_from"]) == (9, "ledger")
+    assert ledger["deflated_sharpe"] < state["deflated_sharpe"] < plain["deflated_sharpe"]
+    for name in ("deflated_sharpe", "psr", "pbo", "pbo_loss", "if_chosen"):
+        assert 0 <= ledger[name] <= 1, name
+    assert ledger["n_configurations"] == 48 and ledger["track_record_years"] == pytest.approx((len(DAYS) - 2) / 252)
+    assert ledger["pbo_blocks"] == 6                                                       # 418 sessions; at most 28 are held
+    assert all(type(value) in (float, int, str, dict) for value in ledger.values())
+
+
+def test_the_table_of_regimes():
+    data = make(19)
+    frame = data["meta"]["evaluation"]
+    frame["market_regime"] = np.where(frame["session"] < DAYS[150], "low_volatility", np.where(frame["session"] < DAYS[380], "normal", "crash"))
+    data["labels"]["labels"]["return_pct"] = np.random.default_rng(0).normal(0.2, 5, len(frame))
+    output = backtest.run(data, QUICK, DAYS[-1])
+    table, trades = output.frames["regimes"].set_index("regime"), output.frames["trades"]
+    assert list(table.index) == ["all", "low_volatility", "normal", "crash"]
+    early = trades[trades["signal_session"] < DAYS[150]]
+    assert table.loc["low_volatility", "n_trades"] == len(early) and table.loc["low_volatility", "hit_rate"] == pytest.approx((early["return_pct"] > 0).mean())
+    assert table["n_trades"].iloc[1:].sum() == table.loc["all", "n_trades"] == len(trades)
+    hit = frame[[f"proba_{name}" for name in CLASSES]].to_numpy().argmax(1) == frame["label"]
+    assert table.loc["normal", "accuracy"] == pytest.approx(hit[frame["market_regime"] == "normal"].mean())
+    assert np.isnan(table.loc["crash", "edge_low"]) and table.loc["crash", "n_blocks"] < 2  # 25 sessions: no interval, and none is made up
+    assert (table.loc[["all", "normal"], "hit_low"] < table.loc[["all", "normal"], "hit_rate"]).all()
+
+
+def test_never_a_sharpe_without_its_interval():
+    """In every frame and in the summary, a ratio stands beside its bounds, and the bounds hold it."""
+    output = backtest.run(make(20), QUICK, DAYS[-1])
+    for name, frame in output.frames.items():
+        if "sharpe" in frame:
+            assert {"sharpe_low", "sharpe_high"} <= set(frame.columns), name
+            assert (frame["sharpe_low"] < frame["sharpe"]).all() and (frame["sharpe"] < frame["sharpe_high"]).all(), name
+    summary = output.documents["summary"]
+    assert summary["sharpe_low"] < summary["sharpe"] < summary["sharpe_high"]
+    assert summary["edge_sharpe_low"] < summary["edge_sharpe"] < summary["edge_sharpe_high"]
+    assert all("(" in text for text in backtest.luck_table(output).loc["annual ratio, interval"])

@@ -190,6 +190,25 @@ def test_the_cache_survives_other_row_ids_and_parquet_but_not_other_rows(tmp_pat
     assert model.fits == fits + len(FOLDS)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 10**6))
+def test_a_feature_that_names_the_symbol_is_told_from_one_that_does_not(n_symbols, n_rows, seed):
+    """Against a slow reading: refused exactly if constant (a missing value counts as one) in every symbol with 20 rows, and not in all alike."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"symbol": rng.choice(list("ABCD")[:n_symbols], n_rows * n_symbols)})
+    tag = frame["symbol"].map(dict(zip("ABCD", rng.choice([0.0, 1.0, np.nan], 4), strict=True)))
+    frame["f"] = np.where(rng.random(len(frame)) < rng.choice([0, 0, 0.05]), 7.0, tag)
+    groups = {s: g["f"].to_numpy() for s, g in frame.groupby("symbol") if len(g) >= 20}
+    still = all(len(pd.unique(values)) == 1 for values in groups.values())
+    names = still and len({str(values[0]) for values in groups.values()}) > 1
+    frame["session"] = DAYS[np.arange(len(frame))]
+    if names:
+        with pytest.raises(DataError, match="`f` never changes within a symbol"):
+            splits.check_features(frame, ["f"])
+    else:
+        splits.check_features(frame, ["f"])
+
+
 def slow_interval(frame: pd.DataFrame, horizon: int, n_boot: int, level: float, seed: int) -> tuple[float, float]:
     groups = [g.to_numpy() for _, g in frame.groupby("session")["v"]]
     n, length = len(groups), 2 * horizon
