@@ -25,7 +25,7 @@ from .checks import model_inputs, require_fitted
 from .config import MetaSettings, Settings
 from .conformal import UNKNOWN, Conformal, Rule, Tracked, track
 from .core import CLASSES, PROBABILITIES, REGIMES, DataError, IntegrityError, OutOfFold, TaskOutput
-from .core import canonical_json, digest_json, digest_modules, require_columns, seed_for, to_session, usable_at
+from .core import canonical_json, digest_arrays, digest_json, digest_modules, require_columns, seed_for, to_session, usable_at
 from .replay import ErrorReplayBuffer
 from .splits import CombinatorialPurgedCV, calibration_error, log_loss_rows, out_of_fold, rank_ic, reopen, session_interval
 
@@ -353,11 +353,24 @@ def path_losses(known: pd.DataFrame, samples: pd.DataFrame, settings: MetaSettin
     return sums[cv.paths(), np.arange(cv.n_groups)].sum(axis=1) / len(y)
 
 
-def earn_place(known: pd.DataFrame, samples: pd.DataFrame, settings: MetaSettings) -> Place:
-    """Whether the stack is used, judged on the rows `known` (joined, with regimes)."""
-    said, y = _said(known), _labels(known, samples)
+def _paths_key(known: pd.DataFrame, samples: pd.DataFrame, settings: MetaSettings) -> str:
+    """The name of path losses in the cache: a digest of all that they depend on."""
+    facts = samples[["session", "label_known_at", "label"]].iloc[known["row"].to_numpy()]
+    data = {name: facts[name].to_numpy() for name in facts} | {name: known[name].to_numpy() for name in (*INPUTS, "regime_code")}
+    chosen = settings.model_dump(mode="json", include={"blend", "context", "penalty", "path_groups"})
+    return digest_json({"component": "meta paths", "settings": chosen, "code": digest_modules("meta", "splits"), "data": digest_arrays(data)})
+
+
+def earn_place(
+    known: pd.DataFrame, samples: pd.DataFrame, settings: MetaSettings, cache: MutableMapping[str, pd.DataFrame] | None = None
+) -> Place:
+    """Whether the stack is used, judged on the rows `known` (joined, with regimes); the paths' losses are read from `cache`, or written to it."""
+    said, y, cache = _said(known), _labels(known, samples), {} if cache is None else cache
     losses = {base: float(log_loss_rows(y, pass_through(base).predict(said)).mean()) for base in BASES}
-    best, paths = min(BASES, key=losses.__getitem__), path_losses(known, samples, settings)
+    best, key = min(BASES, key=losses.__getitem__), _paths_key(known, samples, settings)
+    if key not in cache:
+        cache[key] = pd.DataFrame({"loss": path_losses(known, samples, settings)})
+    paths = cache[key]["loss"].to_numpy(dtype=float)
     share = float((paths <= losses[best]).mean()) if len(paths) else float("nan")
     return Place("stack" if share >= settings.path_share else best, share, len(paths), {"stack": float(paths.mean()) if len(paths) else float("nan"), **losses})
 
@@ -389,7 +402,8 @@ class MetaLearner:
         self.settings = settings or MetaSettings()
 
     def fit(
-        self, bases: Mapping[str, OutOfFold], samples: pd.DataFrame, before: Any, earlier: OutOfFold | None = None, sets: Conformal | None = None
+        self, bases: Mapping[str, OutOfFold], samples: pd.DataFrame, before: Any, earlier: OutOfFold | None = None, sets: Conformal | None = None,
+        cache: MutableMapping[str, pd.DataFrame] | None = None,
     ) -> Self:
         """Fit on what was known at the close of `before`.
 
@@ -404,6 +418,8 @@ class MetaLearner:
             The stack's own earlier predictions, from `stack_out_of_fold`; they set its temperature. Without them it is 1.
         sets : Conformal, optional
             From `conformal.track` on this learner's earlier predictions.
+        cache : mutable mapping of str to DataFrame, optional
+            The fold cache: saves judging the stack's place a second time.
 
         Raises
         ------
@@ -416,7 +432,7 @@ class MetaLearner:
         if folds < self.settings.min_folds:
             raise DataError(f"At {to_session(before).date()} {folds} folds are known, the stack needs {self.settings.min_folds}: "
                             "give the panel more years, or lower [splits] first_test_year or [meta] min_folds.")
-        self.place_ = earn_place(known, samples, self.settings)
+        self.place_ = earn_place(known, samples, self.settings, cache)
         stacked = self.place_.model == "stack"
         self.blend_ = fit_blend(_said(known), _labels(known, samples), self.settings) if stacked else pass_through(self.place_.model)
         history = forecasts(self.place_.model, joined, None if earlier is None else _its_frame(earlier))
@@ -554,10 +570,13 @@ def stack_out_of_fold(
     return out_of_fold(inputs, [*INPUTS, "regime_code"], plan, folds[folds["fold"].isin(plan["fold"])], fit_predict, recipe, cache)
 
 # %% ../nbs/33_meta.ipynb #13e8e9f4
-def places(joined: pd.DataFrame, samples: pd.DataFrame, folds: pd.DataFrame, tested: Any, settings: MetaSettings) -> dict[int, Place]:
+def places(
+    joined: pd.DataFrame, samples: pd.DataFrame, folds: pd.DataFrame, tested: Any, settings: MetaSettings,
+    cache: MutableMapping[str, pd.DataFrame] | None = None,
+) -> dict[int, Place]:
     """The place that the stack had earned at the cut-off of each of the folds `tested`."""
     cutoff = folds.set_index("fold")["cutoff"]
-    return {int(fold): earn_place(_known(joined, samples, cutoff[fold]), samples, settings) for fold in tested}
+    return {int(fold): earn_place(_known(joined, samples, cutoff[fold]), samples, settings, cache) for fold in tested}
 
 
 def temperatures(said: pd.DataFrame, samples: pd.DataFrame, folds: pd.DataFrame, tested: Any) -> dict[int, float]:
@@ -815,15 +834,16 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     """
     samples, plan, folds = (inputs["memory"][name] for name in ("samples", "plan", "folds"))
     bases = {base: reopen(inputs[base]["out_of_fold"], inputs[base]["recipe"], samples, plan, folds) for base in BASES}
-    raw, joined = stack_out_of_fold(bases, samples, folds, settings.meta, inputs.get("fold_cache")), with_regimes(join_bases(bases), samples)
+    cache = inputs.get("fold_cache")
+    raw, joined = stack_out_of_fold(bases, samples, folds, settings.meta, cache), with_regimes(join_bases(bases), samples)
     if raw.frame.empty:
         raise DataError(f"No fold has {settings.meta.min_folds} known folds before it, so the stack cannot be judged: give the panel more years, "
                         "or lower [splits] first_test_year or [meta] min_folds.")
     tested = sorted(raw.frame["fold"].unique())
-    earned = places(joined, samples, folds, tested, settings.meta)
+    earned = places(joined, samples, folds, tested, settings.meta, cache)
     chosen = chosen_forecasts(joined, raw, samples, folds, earned)
     evaluation, tracked = evaluate(samples, plan, joined, chosen, rule_of(settings.meta), as_of)
-    learner = MetaLearner(settings.meta).fit(bases, samples, as_of, raw, tracked.state)
+    learner = MetaLearner(settings.meta).fit(bases, samples, as_of, raw, tracked.state, cache)
     predictions = predict_session(inputs, learner, as_of)
     judged = reopen(evaluation[["row", "fold", *PROBABILITIES]], raw.recipe, samples, plan, folds)
     errors = errors_for_replay(judged, inputs, settings, as_of)
