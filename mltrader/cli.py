@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'audit_app', 'Symbols', 'Seed', 'NO_TELEMETRY',
-           'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'verify', 'doctor',
-           'config_show', 'data_sync', 'store_migrate', 'data_check', 'audit_lookahead', 'audit_recursive',
-           'clean_before_save', 'setup', 'main']
+           'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict', 'rollback',
+           'verify', 'doctor', 'config_show', 'data_sync', 'store_migrate', 'data_check', 'audit_lookahead',
+           'audit_recursive', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -164,6 +164,51 @@ def champion(as_of: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD
     text = (f"{found['name']}  {found['id'][:16]}\nas of {found['as_of']}, in force since {found['moved_at']:%Y-%m-%d %H:%M} UTC, by {found['moved_by']}\n"
             f"{(gate or {}).get('notes') or ''}")
     say(value, as_json, text)
+
+# %% ../nbs/90_cli.ipynb #4b61b3c1
+@app.command()
+def predict(
+    as_of: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD; the last one if left out.")] = None,
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this one; may be given more than once.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version to hear instead of the champion then in force; never recorded if in hindsight.")] = None,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """What the champion says of a session, symbol by symbol; recorded. Example: mltrader predict --symbol KO --json"""
+    from mltrader.predict import predict as say_of
+
+    store = _store()
+    made = say_of(store, as_of, version, tuple(symbol or ()))
+    keep = not dry_run and not made.in_hindsight and version is None
+    if keep:
+        from mltrader.config import load_settings
+        from mltrader.orchestrator import keep_predictions
+
+        keep_predictions(store, load_settings(), made)
+    rows = made.frame.assign(session=made.frame["session"].dt.strftime("%Y-%m-%d")).to_dict("records")
+    session = rows[0]["session"]
+    note = "in hindsight: it has learned from this session or later ones; not recorded" if made.in_hindsight else "recorded" if keep else "not recorded"
+    value = {"session": session, "version": made.version, "name": made.name, "in_hindsight": made.in_hindsight, "recorded": keep, "predictions": rows}
+    shown = [{"symbol": r["symbol"], "regime": r["regime"], "call": "abstain" if r["abstain"] else r["prediction"], "sell": r["proba_sell"], "hold": r["proba_hold"],
+              "buy": r["proba_buy"]} for r in rows]
+    say(value, as_json, f"{made.name} ({made.version[:12]}) on {session}, {note}\n{as_table(shown, ['symbol', 'regime', 'call', 'sell', 'hold', 'buy'])}")
+
+
+@app.command()
+def rollback(version: Annotated[str | None, typer.Argument(help="A production name; the one before if left out.")] = None, dry_run: DryRun = False,
+             as_json: Json = False) -> None:
+    """Point the champion back at a version that was once promoted. Example: mltrader rollback production_v1"""
+    from mltrader import registry
+    from mltrader.config import load_settings
+    from mltrader.orchestrator import roll_back
+
+    store, settings = _store(), load_settings()
+    now = registry.champion(store)
+    if dry_run:
+        target = registry.rollback_target(store, version)
+        say({"from": now and now["name"], "to": target["name"], "done": False}, as_json, f"{now['name']} would give way to {target['name']} ({target['model_version'][:12]}).")
+        return
+    name = roll_back(store, settings, version)
+    say({"from": now and now["name"], "to": name, "done": True}, as_json, f"{name} is the champion again, in place of {now['name']}.")
 
 # %% ../nbs/90_cli.ipynb #98364566
 @app.command()

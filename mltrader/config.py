@@ -290,8 +290,13 @@ class MetaSettings(Section):
     """The stack over forest and boosting."""
 
     min_folds: int = Field(3, ge=1)  # past folds before a stack is fitted
-    penalty: float = Field(1.0, gt=0)  # inverse strength of the ridge penalty
-    abstain_margin: float = Field(0.05, ge=0, lt=1)  # least lead of the top class over the second
+    blend: Literal["logistic", "nnls"] = "logistic"
+    context: Literal["none", "regime"] = "none"  # whether the blend knows the session's regime
+    penalty: float = Field(1.0, gt=0)  # inverse strength of the ridge penalty of the logistic blend
+    path_groups: int = Field(8, ge=4)  # groups of sessions, two of them tested at a time, that make the paths on which the stack is judged
+    path_share: float = Field(0.6, gt=0, le=1)  # of the paths on which it must be at least as good as the best base model; else that is used
+    coverage: float = Field(0.9, ge=0.5, lt=1)  # how often a conformal set holds the true class; a row whose set holds both sell and buy is abstained from
+    coverage_step: float = Field(0.05, gt=0, le=1)  # how far a set's threshold moves (in probability) when a whole session misses
 
 
 class BacktestSettings(Section):
@@ -319,14 +324,23 @@ class ExplainSettings(Section):
 class PromotionSettings(Section):
     """What a challenger must show."""
 
-    profile: Literal["evidence"] = "evidence"
-    level: float = Field(0.05, gt=0, lt=1)
+    profile: Literal["evidence", "seed"] = "evidence"
+    rules: tuple[str, ...] = ()  # the rules in force, in order; none: those of the profile
+    level: float = Field(0.05, gt=0, lt=0.5)  # two-sided error probability of an interval; half of it is the budget of a reign
+    looks: int = Field(24, ge=1)  # decisions of a reign that share the budget evenly; later ones get less and less
     margin: float = Field(0.01, ge=0)  # log-loss (nats) by which a model may be worse and still count as non-inferior
     regime_margin: float = Field(0.02, ge=0)
+    regime_floor: float = 0.0  # least gain over the prior (nats) in the worst regime
     max_calibration_error: float = Field(0.05, gt=0)
     drift_margin: float = Field(0.02, ge=0)
     min_blocks: int = Field(6, ge=2)  # independent blocks below which a rule says INSUFFICIENT
     required_regimes: tuple[str, ...] = ()
+    min_deflated_sharpe: float = Field(0.95, gt=0, lt=1)  # these two only decide whether a model is tradable
+    max_pbo: float = Field(0.2, gt=0, lt=1)
+    seed_accuracy: float = Field(0.65, ge=0, le=1)  # the thresholds of profile `seed`
+    seed_crash_accuracy: float = Field(0.65, ge=0, le=1)
+    seed_sector_accuracy: float = Field(0.55, ge=0, le=1)
+    seed_drift: float = Field(0.20, ge=0, le=1)
 
     @model_validator(mode="after")
     def _known_regimes(self) -> "PromotionSettings":

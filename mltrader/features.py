@@ -8,12 +8,13 @@ __all__ = ['Array', 'CLOSE', 'VOLUME', 'INDEX', 'VIX', 'FACTOR', 'OPEN', 'HIGH',
            'TRUE_RANGE', 'ATR', 'TYPICAL', 'BODY', 'SPAN', 'MOMENTUM', 'TREND', 'LOCATION', 'MONEY', 'VOLUMES', 'FLAT',
            'OVERNIGHT', 'INTRADAY', 'LOG_SPAN', 'VOLATILITY', 'PIVOT', 'SWING_HIGH', 'SWING_LOW', 'RANGE_20', 'PATTERN',
            'STATISTICAL', 'AVERAGES', 'RANGES', 'STRUCTURE', 'WEEKLY_MACD', 'TIME_FRAMES', 'DERIVED', 'LOG_VIX',
-           'MACRO', 'FALLS', 'CONTEXT', 'TECHNICAL', 'FEATURES', 'GROUPS', 'returns', 'volatility', 'positive',
-           'Feature', 'session_rank', 'session_mean', 'session_spread', 'sector_relative', 'within_session', 'Layout',
-           'compute', 'rsi', 'channel', 'money_flow', 'cci', 'pressure', 'mean_gap', 'drawdown', 'rebound', 'trend_fit',
-           'directional', 'dx', 'middle', 'relative_volume', 'chaikin', 'vwap', 'parkinson', 'rogers_satchell',
-           'squares', 'nearest_level', 'ordered', 'beta', 'index_corr', 'input_share', 'select', 'version',
-           'rank_correlation', 'nearest', 'run', 'missing_inputs', 'figure', 'missing_table', 'table']
+           'MACRO', 'FALLS', 'CONTEXT', 'TECHNICAL', 'FEATURES', 'GROUPS', 'LATEST', 'returns', 'volatility',
+           'positive', 'Feature', 'session_rank', 'session_mean', 'session_spread', 'sector_relative', 'within_session',
+           'Layout', 'compute', 'rsi', 'channel', 'money_flow', 'cci', 'pressure', 'mean_gap', 'drawdown', 'rebound',
+           'trend_fit', 'directional', 'dx', 'middle', 'relative_volume', 'chaikin', 'vwap', 'parkinson',
+           'rogers_satchell', 'squares', 'nearest_level', 'ordered', 'beta', 'index_corr', 'input_share', 'select',
+           'version', 'rank_correlation', 'nearest', 'run', 'latest', 'missing_inputs', 'figure', 'missing_table',
+           'table']
 
 # %% ../nbs/11_features.ipynb #16829b0c
 import math
@@ -903,7 +904,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any)
     Returns
     -------
     TaskOutput
-        Frames `features`, `availability` and `missing`, document `feature_set`, rows for `feature_store`.
+        Frames `features`, `latest` (the last `LATEST` sessions of it, with `bars`, the bars of the symbol so far: enough to predict them),
+        `availability` and `missing`, document `feature_set`, rows for `feature_store`.
 
     Raises
     ------
@@ -928,9 +930,20 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any)
     document = {"version": version(chosen), "names": names, "definitions": [f.definition() for f in chosen],
                 "warm_up": max(f.warm_up for f in chosen), "left_out": left_out}
     return TaskOutput(
-        frames={"features": features, "availability": availability, "missing": missing_inputs(panel, chosen)}, documents={"feature_set": document},
+        frames={"features": features, "latest": latest(features), "availability": availability, "missing": missing_inputs(panel, chosen)}, documents={"feature_set": document},
         rows={"feature_store": _store_rows(features, known, document["version"])},
         metrics={"features": float(len(names)), "rows": float(len(features)), "share_known": float(known.mean())})
+
+
+LATEST = 21  # sessions
+
+
+def latest(features: pd.DataFrame, sessions: int = LATEST) -> pd.DataFrame:
+    """The rows of the last sessions, with `bars`: how many rows the symbol has had up to each."""
+    begin = np.unique(features["session"].to_numpy())[-sessions:][0]
+    now = (features["session"] >= begin).to_numpy()
+    bars = features.groupby("symbol", sort=False).cumcount().to_numpy()[now] + 1
+    return features[now].assign(bars=bars).reset_index(drop=True)
 
 
 def missing_inputs(panel: pd.DataFrame, features: Sequence[Feature]) -> pd.DataFrame:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'task_results', 'run_facts', 'close_run',
-           'effective_as_of', 'prepare', 'BuildExecutor', 'run_inline', 'TrainingOrchestrator', 'examine', 'as_output',
-           'run', 'verdict_html', 'table']
+           'effective_as_of', 'prepare', 'BuildExecutor', 'run_inline', 'keep_predictions', 'roll_back',
+           'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -29,6 +29,7 @@ from .core import TASKS, Clock, ConfigError, MltraderError, TaskOutput, canonica
 from .store import Store
 
 if TYPE_CHECKING:
+    from mltrader.predict import Prediction
     import pandas as pd
 
 # %% ../nbs/60_orchestrator.ipynb #9c7965db
@@ -382,6 +383,33 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
                 raise CycleError(f"task `{name}` failed: {error}", getattr(error, "exit_code", 1), run.run_id) from error
             statuses[name] = "ran"
         return close_run(run, "success", statuses, {})
+
+# %% ../nbs/60_orchestrator.ipynb #24f83bcb
+def keep_predictions(store: Store, settings: Settings, made: "Prediction", clock: Clock | None = None) -> str:
+    """Record a prediction of the champion in force, in a run of its own; returns the run's id."""
+    from mltrader import predict
+
+    clock = clock or Clock()
+    with open_run("predict", "manual", store, settings, clock) as run:
+        predict.record(store, run.run_id, run.token, made)
+        with store.write() as conn:
+            db.finish_run(conn, run.run_id, "success", clock)
+    return run.run_id
+
+
+def roll_back(store: Store, settings: Settings, name: str | None = None, clock: Clock | None = None) -> str:
+    """Make an earlier champion the champion again, from the last known session on; returns its production name."""
+    clock, artifacts = clock or Clock(), ArtifactStore(home() / "artifacts")
+    registry.rollback_target(store, name)  # refuse before a run is opened
+    with store.read() as conn:
+        as_of = max(row["as_of"] for row in db.runs(conn) if row["as_of"] is not None)
+    with open_run("rollback", "manual", store, settings, clock) as run:
+        with store.write() as conn:
+            db.set_as_of(conn, run.run_id, as_of)
+        back = registry.rollback(store, artifacts, run.run_id, run.token, as_of, clock, name)
+        with store.write() as conn:
+            db.finish_run(conn, run.run_id, "success", clock)
+    return back
 
 # %% ../nbs/60_orchestrator.ipynb #a35764d3
 HISTORY_NUMBERS = ("overall_accuracy", "crash_accuracy")

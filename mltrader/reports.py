@@ -72,9 +72,9 @@ PIPELINE: dict[str, TaskSpec] = {
     "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "splits", "replay", "memory")),
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory", "replay")),
     "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
-    "sectors": TaskSpec("41_sectors", ("market", "meta"), ("splits", "labels", "promotion")),
+    "sectors": TaskSpec("41_sectors", ("market", "meta", "backtest"), ("splits", "labels", "promotion")),
     "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
-    "promotion": TaskSpec("43_promotion", ("market", "features", "drift", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
+    "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
                           ("promotion", "training", *RECIPE_SECTIONS)),
     "summary": TaskSpec("60_orchestrator", tuple(task for task in TASKS if task != "summary"), ("labels", "promotion")),
 }
@@ -93,13 +93,15 @@ class TaskSettings:
 
 # %% ../nbs/51_reports.ipynb #9d1e4b84
 def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, Any]:
-    """What the store's decisions of earlier runs tell `task`: the champion then in force, and the events captured and archived by then."""
+    """What the store's decisions of earlier runs tell `task`: the champion then in force, the events captured and archived by then, the trials made, this one included."""
     state: dict[str, Any] = {"champion": None, "captured_events": []}
-    if store is None or as_of is None or task not in ("drift", "events", "archive"):
+    if store is None or as_of is None or task not in ("drift", "events", "archive", "backtest", "promotion"):
         return state
     day = to_session(as_of).date()
     with store.read() as conn:
-        if task == "drift":
+        if task == "backtest":
+            state["trials"] = db.count_trials(conn, day) + 1
+        elif task == "drift":
             row = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
             state["champion"] = None if row is None else {"id": row["id"], "name": row["name"], **row["manifest"].get("reference", {})}
         else:
@@ -350,8 +352,10 @@ def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
     start = (end - timedelta(days=365.25 * settings.memory.window_years)).normalize()
     document = {
         "components": {name: inputs[name]._entries["model"] for name in ("forest", "boosting", "meta")},
-        "evaluation": inputs["meta"]._entries["evaluation"],
-        "feature_set": inputs["features"]["feature_set"]["version"], "features": inputs["features"]["feature_set"]["names"],
+        "evaluation": inputs["meta"]._entries["evaluation"], "without_event": task.entries.get("without_event"),
+        "feature_set": inputs["features"]["feature_set"]["version"], "features": inputs["features"]["feature_set"]["names"], "dtype": "float32",
+        "data": {name: inputs[task_name]._entries[name]["content_digest"] for task_name, name in (("market", "panel"), ("memory", "samples"))},
+        "code": digest_json(code_digests(project_root())), "trials": int(decision["trials"]), "look": int(decision["look"]), "alpha": decision["alpha"],
         "recipe": decision["recipe"], "reference": {"reference_start": start.date(), "reference_end": end.date()},
         "training": inputs["memory"]["composition"], "headline": decision.get("headline", {}), "libraries": registry.library_versions(),
     }
@@ -431,7 +435,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     inputs["cache"] = {"folder": home() / "cache"}
     inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
     if name == "promotion":
-        inputs |= _live_champion(store, artifacts)
+        inputs |= _live_champion(store, artifacts, run and run[0])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
@@ -444,15 +448,16 @@ def _show_whole_tables() -> None:
     pd.set_option("display.max_rows", 300)
 
 
-def _live_champion(store: Store | None, artifacts: ArtifactStore) -> dict[str, Any]:
-    """What the gate compares with: the live champion with its stored evaluation, and the number of trials so far."""
+def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None) -> dict[str, Any]:
+    """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included."""
     if store is None:
-        return {"champion": {"record": None, "evaluation": None}, "ledger": {"trials": 1}}
+        return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1}}
     record = registry.champion(store)
     with store.read() as conn:
-        trials = db.count_trials(conn)
-    evaluation = artifacts.get(record["manifest"]["evaluation"]) if record else None
-    return {"champion": {"record": record, "evaluation": evaluation}, "ledger": {"trials": trials + 1}}
+        trials, looks = db.count_trials(conn), db.count_looks(conn, registry.CHAMPION, run_id)
+    manifest = record["manifest"] if record else {}
+    kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "without_event")}
+    return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1}}
 
 # %% ../nbs/51_reports.ipynb #cee34714
 PAGE_STYLE = """

@@ -10,9 +10,10 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
            'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
            'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
-           'record_trial', 'count_trials', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
-           'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events']
+           'record_trial', 'count_trials', 'count_looks', 'add_version', 'add_gate_row', 'move_alias', 'alias_target',
+           'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged',
+           'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived',
+           'archived_events', 'sector_cells']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -142,7 +143,8 @@ sector_performance = Table(
     "sector_performance", metadata,
     _id(), _run(), _text("sector", nullable=False), _text("regime", 32, nullable=False), *_counts("n_rows", "n_sessions"),
     *_numbers("log_loss", "prior_log_loss", "gain", "gain_low", "gain_high", "accuracy"), _text("verdict", 16),
-    UniqueConstraint("run_id", "sector", "regime"),
+    _text("symbol", 32, nullable=False), *_counts("n_blocks"), *_numbers("majority_accuracy", "confidence"),
+    UniqueConstraint("run_id", "sector", "regime", "symbol"),
 )
 
 # %% ../nbs/02_store.ipynb #8f8ae387
@@ -205,6 +207,7 @@ model_promotion_history = Table(
     Column("trial_id", sa.Integer, ForeignKey("trials.id"), nullable=False), Column("trials", sa.Integer, nullable=False),
     _text("kind", 16, nullable=False), _text("verdict", 16, nullable=False), Column("as_of", sa.Date, nullable=False),
     _text("champion_before"), *_numbers("overall_accuracy", "crash_accuracy", "min_sector_accuracy", "drift_score", "replay_improvement"),
+    *_counts("look"), *_numbers("alpha"),  # which look of the reign it was, and the error probability it was allowed
     Column("checks_passed", sa.JSON), Column("checks_failed", sa.JSON), Column("promoted_to_production", sa.Boolean, nullable=False),
     Column("notes", sa.Text), Column("decided_at", sa.DateTime(timezone=True), nullable=False),
     _one_of("verdict", *VERDICTS), CheckConstraint("trials >= 1", name="trials"), UniqueConstraint("run_id"), UniqueConstraint("id", "verdict", "model_version"),
@@ -213,7 +216,7 @@ gate_verdicts = Table(
     "gate_verdicts", metadata,
     _id(), Column("gate_id", sa.Integer, ForeignKey("model_promotion_history.id"), nullable=False, index=True),
     _text("rule", nullable=False), _text("scope"), _text("status", 32, nullable=False), Column("blocks", sa.Boolean, nullable=False),
-    *_numbers("observed", "limit", "low", "high"), *_counts("n", "n_blocks"), Column("note", sa.Text),
+    *_numbers("observed", "limit", "low", "high", "p"), *_counts("n", "n_blocks"), Column("note", sa.Text),
     UniqueConstraint("gate_id", "rule", "scope"), _one_of("status", "passed", "failed", "insufficient", "not applicable"),
 )
 alias_moves = Table(
@@ -248,7 +251,7 @@ SEED_TABLES: tuple[str, ...] = (
     "error_replay_buffer", "sector_performance", "model_promotion_history", "dynamic_events", "shap_analysis", "training_runs",
 )
 TASK_TABLES: dict[str, Table] = {name: metadata.tables[name] for name in SEED_TABLES if name not in ("training_runs", "model_promotion_history")}
-TASK_TABLES["archive_events"] = archive_events
+TASK_TABLES |= {"archive_events": archive_events, "trials": trials}
 
 # %% ../nbs/02_store.ipynb #8dd46bfe
 def _create_everything(conn: sa.Connection) -> None:
@@ -272,10 +275,28 @@ def _create_archive_events(conn: sa.Connection) -> None:
     archive_events.create(conn, checkfirst=True)
 
 
+def _gate_columns(conn: sa.Connection) -> None:
+    _add_columns(conn, model_promotion_history, "look", "alpha")
+    _add_columns(conn, gate_verdicts, "p")
+
+
+def _sector_symbols(conn: sa.Connection) -> None:
+    """The table anew, as its key has one column more; what it held was about all symbols."""
+    table = sector_performance
+    if "symbol" not in {column["name"] for column in sa.inspect(conn).get_columns(table.name)}:
+        kept = conn.execute(sa.select(sa.text("*")).select_from(sa.table(table.name))).mappings().all()
+        table.drop(conn)
+        table.create(conn)
+        if kept:
+            conn.execute(table.insert(), [{**{key: row[key] for key in row if key != "id"}, "symbol": "all"} for row in kept])
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
     ("manifest of the rare-event archive", _create_archive_events),
+    ("error budget of the gate", _gate_columns),
+    ("symbols beside sectors and regimes", _sector_symbols),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -523,6 +544,9 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if table is archive_events:  # appended to only: later runs may rest on what this one wrote
             written[name] = len(add_archived(conn, run_id, items))
             continue
+        if table is trials:  # a ledger: what was once tried stays, whichever run saw it first
+            written[name] = len({record_trial(conn, run_id, **{**blank, **item}) for item in items})
+            continue
         conn.execute(table.delete().where(table.c.run_id == run_id))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
@@ -565,9 +589,23 @@ def record_trial(conn: sa.Connection, run_id: str, recipe_digest: str, window_en
                                                data_digest=data_digest, score=clean(score))).inserted_primary_key[0]
 
 
-def count_trials(conn: sa.Connection) -> int:
-    """All trials the store has ever seen."""
-    return conn.execute(sa.select(sa.func.count()).select_from(trials)).scalar_one()
+def count_trials(conn: sa.Connection, before: Any = None) -> int:
+    """Trials the store has seen; with `before`, only those of runs with an earlier `as_of`."""
+    query = sa.select(sa.func.count()).select_from(trials)
+    if before is not None:
+        query = query.join(training_runs, trials.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    return conn.execute(query).scalar_one()
+
+
+def count_looks(conn: sa.Connection, alias: str, run_id: str | None = None) -> int:
+    """Decisions of the gate in the reign of the present holder of `alias`, those of `run_id` left out.
+
+    A reign begins with a promotion. A rollback begins none: the looks at which the earlier champion was nearly replaced still count.
+    """
+    began = sa.select(sa.func.max(alias_moves.c.gate_id)).where(alias_moves.c.alias == alias, alias_moves.c.kind == "promotion").scalar_subquery()
+    table = model_promotion_history
+    query = sa.select(sa.func.count()).select_from(table).where(table.c.id > sa.func.coalesce(began, 0))
+    return conn.execute(query if run_id is None else query.where(table.c.run_id != run_id)).scalar_one()
 
 
 def add_version(conn: sa.Connection, run_id: str, version: str, recipe_digest: str, as_of: Any, feature_set: str,
@@ -680,6 +718,15 @@ def gate_row(conn: sa.Connection, run_id: str) -> dict[str, Any] | None:
     return {**row, "rules": [dict(rule) for rule in rules]}
 
 
+def last_judged(conn: sa.Connection, as_of: Any = None) -> dict[str, Any] | None:
+    """The version of the gate's last decision (with `as_of`: of those up to that session), with `verdict` and `judged_by`; None if there was none."""
+    gate = model_promotion_history
+    query = (sa.select(model_versions, gate.c.verdict, gate.c.run_id.label("judged_by")).join_from(gate, model_versions, gate.c.model_version == model_versions.c.id)
+             .order_by(gate.c.id.desc()).limit(1))
+    row = conn.execute(query if as_of is None else query.where(gate.c.as_of <= as_of)).mappings().first()
+    return None if row is None else dict(row)
+
+
 def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:
     """Dynamic events that runs with an `as_of` before `before` have recorded, latest state of each."""
     query = (sa.select(dynamic_events).join_from(dynamic_events, training_runs, dynamic_events.c.run_id == training_runs.c.id)
@@ -739,3 +786,10 @@ def archived_events(conn: sa.Connection, before: Any = None) -> list[dict[str, A
     if before is not None:
         query = query.where(archive_events.c.as_of < before)
     return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Rows of `sector_performance` of the last run that wrote any, in the order written."""
+    t = sector_performance
+    last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
+    return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]

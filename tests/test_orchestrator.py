@@ -1,14 +1,18 @@
 """Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
+import itertools
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import ROOT
 
-from mltrader import market, orchestrator, registry, reports
+from mltrader import market, orchestrator, predict, registry, reports
 from mltrader import store as db
+from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
-from mltrader.core import Clock, MltraderError
+from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -26,14 +30,18 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
             patch.setenv(f"MLTRADER_{name}", str(value))
+        fits = [0]
+
         def cycle(day, **more):
-            return run_inline(settings=load_settings(run={"as_of": day}, **EASY, **more))
+            made = run_inline(settings=load_settings(run={"as_of": day}, **EASY, **more))
+            fits.append(len(list((folder / "folds").glob("*.json"))))
+            return made
 
         other = {"boosting": {"rounds": 40}}
         runs = [cycle("2021-12-31"), cycle("2021-12-31", **other)]
         second = registry.champion(Store(), "2021-12-31")["name"] == "production_v2"
         runs.append(cycle("2022-03-31", **(other if second else {})))
-        yield SimpleNamespace(folder=folder, runs=runs, store=Store())
+        yield SimpleNamespace(folder=folder, runs=runs, store=Store(), fitted=[b - a for a, b in itertools.pairwise(fits)])
 
 
 def rules(world, number: int) -> dict[str, dict]:
@@ -54,20 +62,28 @@ def test_another_recipe_is_decided_against_the_champion(world):
     assert found["gate"]["kind"] == "new_recipe" and found["champion"]["n"] > 1000
     assert {found["champion"]["status"], found["drift"]["status"]} <= {"passed", "failed"}
     assert found["gate"]["champion_before"] and found["gate"]["trials"] == 2
+    assert (found["gate"]["look"], found["gate"]["alpha"]) == (1, pytest.approx(0.025 / 24))  # the first of the first champion's reign
+    memory = {name: rule for name, rule in found.items() if name.split(":")[0] == "memory"}
+    assert memory["memory"]["n"] > 300 and memory["memory"]["status"] in ("passed", "failed", "insufficient") and len(memory) > 2  # by event, and pooled
+    assert {name.split(":")[1] for name in found if name.startswith("champion:")} == {"regime", "sector"}
 
 
-def test_the_same_recipe_on_newer_data_is_not_compared_with_itself(world):
+def test_the_same_recipe_on_newer_data_is_judged_by_what_a_fresh_fit_gains(world):
     found = rules(world, 2)
-    assert found["gate"]["kind"] == "refresh" and found["gate"]["verdict"] != "PROMOTE"
-    assert found["champion"]["status"] == "insufficient" and found["drift"]["status"] in ("passed", "failed")
+    assert found["gate"]["kind"] == "refresh" and found["gate"]["verdict"] in ("PROMOTE", "HOLD") and found["memory"]["note"] == "the champion's own recipe"
+    assert found["champion"]["status"] in ("passed", "failed") and found["drift"]["status"] in ("passed", "failed")
+    assert found["champion"]["n"] > 1000 and "over one 63 sessions older" in found["champion"]["note"]
+    assert 0 < abs(found["champion"]["observed"]) < 0.1  # the recipe against itself would be exactly 0
     document = reports.load_product(world.runs[2]["run_id"], "drift", world.store)["drift"]
     assert document["reference"] == "champion" and document["reference_end"] < document["current_start"]
 
 
 def test_the_past_still_answers(world):
-    first, last = registry.champion(world.store, "2021-12-30"), registry.champion(world.store, "2022-12-31")
+    first, last = registry.champion(world.store, "2021-12-30"), registry.champion(world.store, "2022-03-30")
     assert first is None and last["name"] == ("production_v2" if rules(world, 1)["gate"]["verdict"] == "PROMOTE" else "production_v1")
     assert registry.champion(world.store, "2021-12-31")["id"] == last["id"]
+    newest, judged = registry.champion(world.store), registry.challenger(world.store)
+    assert newest["as_of"] > last["as_of"] if rules(world, 2)["gate"]["verdict"] == "PROMOTE" else judged["judged_by"] == world.runs[2]["run_id"]
     end = last["manifest"]["reference"]
     assert end == {"reference_start": "2016-12-30", "reference_end": "2021-12-31"}
     folder = world.folder / "reports"
@@ -78,9 +94,9 @@ def test_the_past_still_answers(world):
 def test_unchanged_folds_come_from_the_cache(world):
     """The second cycle changed boosting alone: none of the forest's folds was fitted, so none was stored, again."""
     tables = {"forest": "out_of_fold", "boosting": "out_of_fold", "meta": "evaluation"}
-    folds = [{task: reports.load_product(run["run_id"], task, world.store)[table]["fold"].nunique() for task, table in tables.items()} for run in world.runs]
-    stored = len(list((world.folder / "folds").glob("*.json")))
-    assert 0 < stored <= sum(sum(counts.values()) for counts in folds) - folds[1]["forest"]
+    folds = {task: reports.load_product(world.runs[1]["run_id"], task, world.store)[table]["fold"].nunique() for task, table in tables.items()}
+    events = reports.load_product(world.runs[1]["run_id"], "promotion", world.store)["without_event"]["event"].nunique()
+    assert events > 2 and world.fitted[1] == folds["boosting"] + folds["meta"] + events
     first, second = (reports.load_product(run["run_id"], "forest", world.store)["out_of_fold"] for run in world.runs[:2])
     assert first.equals(second)
 
@@ -88,12 +104,13 @@ def test_unchanged_folds_come_from_the_cache(world):
 def test_a_leap_day_is_a_session_like_any_other():
     """Five years before 29 February there is no such day."""
     class Inputs(dict):
-        _entries = {"model": {}, "evaluation": {}}
+        _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("forest", "boosting", "meta", "features", "memory")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
-    task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29")
-    assert reports.candidate_manifest(task, {"recipe": {}})["reference"] == {"reference_start": "2007-02-28", "reference_end": "2012-02-29"}
+    task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
+    decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001}
+    assert reports.candidate_manifest(task, decision)["reference"] == {"reference_start": "2007-02-28", "reference_end": "2012-02-29"}
 
 
 def test_a_busy_database_does_not_cost_the_lease(tmp_path, monkeypatch):
@@ -170,3 +187,77 @@ def test_a_failed_cycle_is_recorded_and_raises_its_own_code(tmp_path, monkeypatc
     assert run["status"] == "failed" and "market" in run["error_message"]
     with pytest.raises(MltraderError, match="task `market` failed"):
         run_inline()
+
+
+# --- predictions of a version ----------------------------------------------------------------------------------------
+
+def test_the_champion_says_again_what_the_cycle_said(world):
+    made = predict.predict(world.store, artifacts=ArtifactStore(world.folder / "artifacts"), name=registry.find_version(world.store, "challenger")["id"]
+                           if registry.challenger(world.store) else None)
+    said = reports.load_product(world.runs[2]["run_id"], "meta", world.store)["predictions"]
+    assert not made.in_hindsight and made.frame[["symbol", "prediction", "abstain"]].equals(said[["symbol", "prediction", "abstain"]])
+    assert np.allclose(made.frame[list(PROBABILITIES)], said[list(PROBABILITIES)], atol=1e-12)
+
+
+def test_a_past_session_is_answered_by_the_champion_of_then(world):
+    first = registry.champion(world.store, "2022-02-15")
+    made = predict.predict(world.store, "2022-02-15", symbols=("KO", "BAC"))
+    assert (made.version, made.in_hindsight) == (first["id"], False) and made.frame["symbol"].tolist() == ["BAC", "KO"]
+    assert (made.frame["session"] == pd.Timestamp("2022-02-15")).all() and made.frame[list(PROBABILITIES)].sum(axis=1).round(6).eq(1).all()
+    run = orchestrator.keep_predictions(world.store, load_settings(), made)
+    with world.store.read() as conn:
+        assert db.count_rows(conn, run)["model_predictions"] == 2
+        kept = db.runs(conn, run_id=run)[0]
+    assert (kept["kind"], kept["status"], str(kept["as_of"])) == ("predict", "success", "2022-02-15")
+
+
+def test_hindsight_is_named_and_never_recorded(world):
+    with pytest.raises(ConfigError, match="No champion was in force on 2015-06-01. Name a version to hear it in hindsight: --version production_v"):
+        predict.predict(world.store, "2015-06-01")
+    made = predict.predict(world.store, "2015-06-01", "production_v1")
+    assert made.in_hindsight and len(made.frame) == 6
+    with pytest.raises(ConfigError, match="not recorded"):
+        orchestrator.keep_predictions(world.store, load_settings(), made)
+    with world.store.read() as conn:
+        assert db.runs(conn)[0]["status"] == "failed" and db.count_rows(conn, db.runs(conn)[0]["id"])["model_predictions"] == 0
+
+
+@pytest.mark.parametrize(("session", "symbols", "error", "words"), [
+    ("2022-04-15", (), DataError, "no bars of 2022-04-15"), (None, ("ZZZ",), DataError, "ZZZ: no bar on 2022-03-31; there are AMD, BAC")])
+def test_what_was_not_observed_is_not_predicted(world, session, symbols, error, words):
+    with pytest.raises(error, match=words):
+        predict.predict(world.store, session, symbols=symbols)
+
+
+def test_a_version_on_other_features_or_with_other_bytes_is_refused(world):
+    files = ArtifactStore(world.folder / "artifacts")
+    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], files) for task in ("features", "regimes")}
+    other = {"feature_set": {**inputs["features"]["feature_set"], "version": "f" * 64}, "latest": inputs["features"]["latest"]}
+    with pytest.raises(IntegrityError, match="a definition has changed"):
+        predict.predict(world.store, inputs={"features": other, "regimes": inputs["regimes"]})
+    entry = registry.champion(world.store)["manifest"]["components"]["meta"]
+    path = files.path(entry["sha256"])
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + b" ")
+        with pytest.raises(IntegrityError, match="was changed"):
+            predict.predict(world.store)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_rolling_back_restores_the_exact_version_and_is_on_record(world):
+    with world.store.read() as conn:
+        moves = db.promotions(conn, registry.CHAMPION)
+    if len(moves) == 1:
+        with pytest.raises(ConfigError, match="nothing to roll back to"):
+            orchestrator.roll_back(world.store, load_settings())
+        return
+    now, looks = registry.champion(world.store), None
+    with world.store.read() as conn:
+        looks = db.count_looks(conn, registry.CHAMPION)
+    assert orchestrator.roll_back(world.store, load_settings()) == moves[-2]["name"]
+    assert registry.champion(world.store)["id"] == moves[-2]["model_version"]
+    with world.store.read() as conn:
+        assert (db.runs(conn)[0]["kind"], db.runs(conn)[0]["status"]) == ("rollback", "success") and db.count_looks(conn, registry.CHAMPION) == looks
+    assert orchestrator.roll_back(world.store, load_settings(), now["name"]) == now["name"]  # and forth again, by name

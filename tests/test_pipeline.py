@@ -15,10 +15,11 @@ FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
-    "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "forest": {"splits", "replay"}, "boosting": {"splits", "forest"}, "meta": {"splits", "replay"},
-    "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits"}, "explain": {"splits"}, "promotion": {"splits"},
-    "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "market"}, "audit": None, "cli": None,
+    "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "forest": {"splits", "replay"}, "boosting": {"splits", "forest"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
+    "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta"},
+    "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"splits", "significance", "refits", "forgetting"},
+    "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"}, "predict": {"store", "artifacts", "registry", "reports", "meta"},
+    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 
-from mltrader import promotion
+from mltrader import promotion, significance
 from mltrader.config import PromotionSettings, Settings, TrainingSettings
 from mltrader.core import REGIMES, ConfigError, DataError, digest_json
 from mltrader.promotion import Evidence, Verdict, apply_rules, decide
@@ -165,7 +166,7 @@ def at(monkeypatch, estimate: float, low: float, high: float, blocks: int = 20) 
 
 
 @pytest.mark.parametrize(("rule", "estimate", "low", "status"), [
-    ("beats_prior", 0.1, 0.0, "failed"), ("beats_prior", 0.1, 1e-9, "passed"), ("beats_prior", 0.1, NAN, "failed"),
+    ("beats_prior", 0.1, 0.0, "failed"), ("beats_prior", 0.1, 1e-9, "failed"), ("beats_prior", 0.1, 0.05, "passed"), ("beats_prior", 0.1, NAN, "failed"),
     ("not_worse_than_logit", 0.0, -0.01, "failed"), ("not_worse_than_logit", 0.0, -0.0099, "passed"),
     ("not_worse_than_logit", NAN, NAN, "failed"),
     ("not_worse_than_majority", 0.0, -0.0099, "passed"), ("not_worse_than_majority", -1e-9, -0.001, "failed"),
@@ -176,18 +177,62 @@ def test_interval_rules_at_their_edge(monkeypatch, rule, estimate, low, status):
     assert verdict(getattr(promotion, rule), evidence()).status == status
 
 
+EDGE = t.ppf(0.975, 19) / t.ppf(1 - 0.025 / 24, 19)  # with 20 blocks: the half-width at 95 % that leaves 0 outside at the first look's level
+
+
 @pytest.mark.parametrize(("estimate", "low", "status"), [
-    (1e-9, -0.0099, "passed"), (0.0, 0.0, "failed"), (0.005, -0.01, "failed"), (-0.001, -0.002, "failed")])
-def test_champion_rule_at_its_edge(monkeypatch, estimate, low, status):
+    (0.01, 0.01 * (1 - EDGE) + 1e-9, "passed"), (0.01, 0.01 * (1 - EDGE) - 1e-9, "failed"), (0.0, 0.0, "failed"), (0.01, 1e-9, "failed"), (NAN, NAN, "failed")])
+def test_a_new_recipe_must_be_better_at_the_level_of_its_look(monkeypatch, estimate, low, status):
     proof = evidence(1.0, 0.5)
     at(monkeypatch, estimate, low, 0.2)
     found = verdict(promotion.champion, proof)
     assert (found.status, found.blocks) == (status, True)
 
 
+REFRESH = {"model_version": "new", "recipe_digest": "r1", "as_of": "2020-01-01", "kind": "refresh"}
+
+
+@pytest.mark.parametrize(("estimate", "low", "status"), [
+    (0.001, 0.001 - 0.011 * EDGE + 1e-9, "passed"), (0.001, 0.001 - 0.011 * EDGE - 1e-9, "failed"), (0.0, -0.001, "failed"), (-0.001, -0.002, "failed")])
+def test_a_refresh_must_not_be_worse_and_be_better_as_estimated(monkeypatch, estimate, low, status):
+    proof = evidence(1.0, 0.5, candidate=REFRESH, ageing=EVALUATIONS[1.0][["session"]].assign(value=0.0), age=63)
+    at(monkeypatch, estimate, low, 0.2)
+    found = verdict(promotion.champion, proof)
+    assert (found.status, found.blocks, found.limit) == (status, True, -0.01) and "63 sessions older" in found.note
+
+
+def test_a_level_that_is_passed_once_is_not_passed_later_in_the_reign(monkeypatch):
+    at(monkeypatch, 0.01, 0.01 * (1 - EDGE) + 1e-9, 0.2)
+    statuses = [verdict(promotion.champion, replace(evidence(1.0, 0.5), look=look)).status for look in (1, 24, 25, 100)]
+    assert statuses == ["passed", "passed", "failed", "failed"]
+    assert promotion.allowed(replace(evidence(), look=48)) == pytest.approx(0.025 / 24 / 4)
+
+
+def test_t13_a_gate_asked_until_it_passes(monkeypatch):
+    """Red team: 300 reigns of 24 looks at a challenger that is worth nothing. Each look is seen afresh, which is the worst case."""
+    rng, blocks, proof = np.random.default_rng(11), 40, evidence(1.0, 0.5)
+    half = t.ppf(0.975, blocks - 1)
+
+    def reigns_with_a_promotion(looks) -> float:
+        lost = 0
+        for _ in range(300):
+            means, errors = rng.normal(0, 1 / np.sqrt(blocks), 24), np.sqrt(rng.chisquare(blocks - 1, 24) / (blocks - 1) / blocks)
+            passed = False
+            for n in range(24):
+                monkeypatch.setattr(promotion, "measure", lambda rows, proof, what, m=means[n], e=errors[n]: Interval(m, m - half * e, m + half * e, 900, 300, blocks))
+                passed |= promotion.champion(replace(proof, look=looks(n)))[0].status == "passed"
+            lost += passed
+        return lost / 300
+
+    monkeypatch.setattr(promotion, "_common", lambda proof: pd.DataFrame())
+    assert reigns_with_a_promotion(lambda n: n + 1) <= 0.06       # 0.025 allowed; 18 of 300 would be far outside its sampling error
+    monkeypatch.setattr(promotion, "spent", lambda look, alpha, horizon: alpha)
+    assert reigns_with_a_promotion(lambda n: 1) > 0.3             # the same gate, if nobody counts
+
+
 @pytest.mark.parametrize(("blocks", "status"), [(5, "insufficient"), (6, "passed")])
 def test_min_blocks_edge(monkeypatch, blocks, status):
-    at(monkeypatch, 0.1, 0.05, 0.2, blocks)
+    at(monkeypatch, 0.1, 0.08, 0.2, blocks)
     assert verdict(promotion.beats_prior, evidence()).status == status
 
 
@@ -285,10 +330,9 @@ def test_identical_candidate_is_held():
 
 
 def test_refresh_is_not_judged_recipe_against_recipe():
-    candidate = {"model_version": "new", "recipe_digest": "r1", "as_of": "2020-01-01", "kind": "refresh"}
-    found = verdict(promotion.champion, evidence(1.0, 0.5, candidate=candidate))
-    assert (found.status, found.blocks) == ("insufficient", True) and "not built yet" in found.note
-    assert answer(evidence(1.0, 0.5, candidate=candidate)) == "INSUFFICIENT"
+    found = verdict(promotion.champion, evidence(1.0, 0.5, candidate=REFRESH))  # a far better evaluation, and no fits as old as the champion
+    assert (found.status, found.blocks) == ("insufficient", True) and "as old as the champion" in found.note
+    assert answer(evidence(1.0, 0.5, candidate=REFRESH)) == "INSUFFICIENT"
 
 
 @pytest.mark.parametrize("claimed", ["first", "identical", "refresh", "anything"])
@@ -310,8 +354,10 @@ def test_kind_of():
 
 @pytest.mark.parametrize("trials", [0, -1, None, NAN, "3"])
 def test_no_decision_without_a_trial(trials):
-    with pytest.raises(DataError, match="counts this candidate"):
+    with pytest.raises(DataError, match="trials; it counts this candidate"):
         evidence(trials=trials)
+    with pytest.raises(DataError, match="looks; it counts this candidate"):
+        evidence(look=trials)
 
 
 def test_duplicate_rows_are_refused():
@@ -341,9 +387,9 @@ def test_a_verdict_cannot_contradict_itself():
 
 def test_not_built_rules_never_pass():
     for v in apply_rules(evidence()):
-        if v.rule in ("memory", "replay", "attribution"):
+        if v.rule in ("memory", "replay", "several", "attribution"):
             assert (v.status, v.blocks) == ("not applicable", False)
-            assert v.note == "not built yet" or (v.rule == "replay" and "mode is 'off'" in v.note)
+    assert verdict(promotion.attribution, evidence(1.0, 0.5)).note == "not built yet"
 
 
 @pytest.mark.parametrize("missing", promotion.REQUIRED)
@@ -420,7 +466,7 @@ def holm_by_the_book(p: list[float], level: float) -> list[bool]:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=16), st.sampled_from([0.01, 0.025, 0.05, 0.2]))
 def test_holm_against_the_book(p, level):
-    adjusted = promotion.holm(p)
+    adjusted = significance.holm(p)
     near = np.abs(adjusted - level) < 1e-12
     assert [bool(x) for x in adjusted <= level] == holm_by_the_book(p, level) or near.any()
     assert (adjusted >= np.array(p) - 1e-15).all() and (adjusted <= 1).all()
@@ -430,25 +476,154 @@ def test_holm_against_the_book(p, level):
 @given(st.lists(st.tuples(st.floats(-0.1, 0.1), st.floats(0.001, 0.1)), min_size=1, max_size=16))
 def test_bounds_agree_with_adjusted_p(pairs):
     found = [Interval(e, e - w, e + w, 1, 1, 9) for e, w in pairs]
-    adjusted, low = promotion.holm_bounds(found, -0.02, 0.05)
+    adjusted, low = significance.holm_bounds(found, -0.02, 0.05)
     clear = (np.abs(low + 0.02) > 1e-9) & (np.abs(adjusted - 0.025) > 1e-9)
     assert ((low > -0.02) == (adjusted <= 0.025))[clear].all()
 
 
 def test_holm_bounds_with_nothing_certain_and_undefined_parts():
-    adjusted, low = promotion.holm_bounds([Interval(e, e, e, 1, 1, 9) for e in (NAN, 0.1)], -0.02, 0.05)
+    adjusted, low = significance.holm_bounds([Interval(e, e, e, 1, 1, 9) for e in (NAN, 0.1)], -0.02, 0.05)
     assert adjusted.tolist() == [1.0, 0.0] and np.isnan(low[0]) and low[1] == pytest.approx(0.1)
-    assert promotion.holm_bounds([], -0.02, 0.05)[0].size == 0
+    assert significance.holm_bounds([], -0.02, 0.05)[0].size == 0
+
+
+# --- parts against the champion, memory, replay, several, profiles ---------------------------------------------------
+
+def worse_in(column: str, name: str) -> pd.DataFrame:
+    frame = EVALUATIONS[1.0].copy()
+    frame.loc[(frame[column] == name).to_numpy(), PROBA] = PRIOR      # knows nothing there, and is still no worse than the prior
+    return frame
+
+
+@pytest.mark.parametrize(("column", "name"), [("regime", "crash"), ("sector", "sector 1")])
+def test_a_part_that_got_worse_than_the_champion_stops_a_better_average(column, name):
+    old = EVALUATIONS[0.0].copy()
+    old.loc[(old[column] == name).to_numpy(), PROBA] = EVALUATIONS[1.0].loc[(old[column] == name).to_numpy(), PROBA]  # knows this part, and nothing else
+    proof = evidence(1.0, 0.5, evaluation=worse_in(column, name), champion_evaluation=old)
+    found = verdict(promotion.not_worse_in_parts, proof, f"champion:{column}:{name}")
+    assert (found.status, found.blocks) == ("failed", True) and found.high < 0 and found.p < 0.025
+    assert verdict(promotion.parts, proof, f"{column}:{name}").status == "passed"  # the prior alone would not have noticed
+    assert answer(proof) == "HOLD"
+    fine = verdict(promotion.not_worse_in_parts, evidence(1.0, 0.5), f"champion:{column}:{name}")
+    assert fine.status == "passed" and fine.low > 0
+
+
+def test_the_worst_regime_has_a_floor():
+    frame = worse_in("regime", "crash")
+    frame.loc[(frame["regime"] == "crash").to_numpy(), PROBA] = [0.34, 0.46, 0.20]  # a little worse than the prior there
+    found = verdict(promotion.worst_regime, evidence(evaluation=frame))
+    assert (found.status, found.scope, found.blocks) == ("failed", "crash", True) and found.observed < 0
+    assert answer(evidence(evaluation=frame)) == "REJECT"
+    low = Settings(splits={"bootstrap": 200}, promotion={"regime_floor": -0.02})
+    assert verdict(promotion.worst_regime, evidence(evaluation=frame, settings=low)).status == "passed"
+    holed = EVALUATIONS[1.0].copy()
+    holed.loc[(holed["regime"] == "crash").to_numpy().nonzero()[0][:1], "proba_buy"] = NAN
+    assert verdict(promotion.worst_regime, evidence(evaluation=holed)).status == "failed"
+
+
+def without(skill: float, seed: int = 3, sessions: int = 200) -> pd.DataFrame:
+    """Predictions for two events of which neither recipe has learned: a long one and one of a single block."""
+    frame = evaluation(skill, seed, sessions)
+    days = frame["session"].unique()
+    return frame.assign(event=np.where(frame["session"].isin(days[:170]), "long", "short"))[["event", "session", "symbol", "label", *PROBA]]
+
+
+def test_forgetting_stops_a_better_average():
+    forgets = evidence(1.0, 0.5, without_event=without(0.0), champion_without_event=without(1.0))
+    table = {v.rule: v for v in promotion.memory(forgets)}
+    assert (table["memory"].status, table["memory:long"].status, table["memory:short"].status) == ("failed", "failed", "insufficient")
+    assert not table["memory:short"].blocks and table["memory:long"].high < 0
+    assert answer(forgets) == "HOLD"
+    knows = replace(forgets, without_event=without(1.0), champion_without_event=without(0.0))
+    assert {v.status for v in promotion.memory(knows)} == {"passed", "insufficient"} and answer(knows) == "PROMOTE"
+
+
+def test_memory_without_evidence_is_no_pass_and_no_bar():
+    for proof in (evidence(1.0, 0.5), evidence(1.0, 0.5, without_event=without(1.0)), evidence(1.0, 0.5, without_event=without(1.0), champion_without_event=without(1.0).iloc[:0])):
+        found = verdict(promotion.memory, proof)
+        assert (found.status, found.blocks) == ("insufficient", False)
+    assert verdict(promotion.memory, evidence(1.0, 0.5, candidate=REFRESH)).status == "not applicable"
+    other = without(1.0).assign(label=lambda f: 2 - f["label"])  # another question
+    assert verdict(promotion.memory, evidence(1.0, 0.5, without_event=without(1.0), champion_without_event=other[other["label"] != without(1.0)["label"]])).status == "insufficient"
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(-0.05, "failed"), (0.0, "passed"), (0.05, "passed"), (NAN, "failed")])
+def test_replay_may_not_cost_more_than_the_margin(gain, expected):
+    on = Settings(splits={"bootstrap": 200}, replay={"mode": "errors"})
+    rows = EVALUATIONS[1.0][["session"]].assign(value=gain)
+    assert verdict(promotion.replay, evidence(settings=on, without_replay=rows)).status == expected
+    missing = verdict(promotion.replay, evidence(settings=on))
+    assert (missing.status, missing.blocks) == ("insufficient", True)
+
+
+def test_the_best_of_many_worthless_candidates_is_not_better():
+    rng, days = np.random.default_rng(2), EVALUATIONS[1.0]["session"].unique()
+    benchmark = rng.normal(1.0, 0.1, len(days))
+    many = pd.DataFrame({f"c{k}": benchmark + rng.normal(0, 0.05, len(days)) for k in range(10)} | {"benchmark": benchmark}, index=days)
+    noise = verdict(promotion.several, evidence(challengers={"forest": many}))
+    assert (noise.rule, noise.status, noise.blocks) == ("several:forest", "failed", True) and noise.p > 0.05
+    good = many.assign(c3=many["c3"] - 0.03)
+    found = verdict(promotion.several, evidence(challengers={"forest": good}))
+    assert found.status == "passed" and found.note.endswith("shown to be better: c3")
+    assert verdict(promotion.several, evidence(challengers={"forest": good.iloc[:100]})).status == "insufficient"
+
+
+SEED = Settings(splits={"bootstrap": 200}, promotion={"profile": "seed"}, replay={"mode": "errors"})
+
+
+def seed_proof(**changes) -> Evidence:
+    right = EVALUATIONS[1.0].copy()
+    right[PROBA] = np.eye(3)[right["label"]] * 0.97 + 0.01
+    table = pd.DataFrame({"level": ["sector"], "accuracy": [0.9]})
+    return evidence(settings=SEED, **{"evaluation": right, "sectors": table, "without_replay": right[["session"]].assign(value=0.01), **changes})
+
+
+def test_profile_seed_has_its_five_thresholds_and_fails_closed():
+    assert promotion.chosen_rules(SEED.promotion) == ("seed_thresholds", "champion", "sane_refit", "enough_samples")
+    required = promotion.required_rules(SEED.promotion)
+    def decided(proof):
+        return decide(apply_rules(proof), required)
+    assert decided(seed_proof()) == "PROMOTE"
+    assert decided(seed_proof(drift={"score": 0.20})) == "REJECT"
+    assert decided(seed_proof(drift={})) == "INSUFFICIENT"
+    assert decided(seed_proof(without_replay=None)) == "INSUFFICIENT"
+    assert decided(seed_proof(sectors=pd.DataFrame({"level": ["sector"], "accuracy": [0.55]}))) == "REJECT"
+    assert decided(seed_proof(evaluation=EVALUATIONS[1.0])) == "REJECT"       # 65 % is more than the truth allows
+    no_crash = seed_proof().evaluation.assign(regime="normal")
+    assert decided(seed_proof(evaluation=no_crash)) == "INSUFFICIENT"
+    held = replace(seed_proof(), champion_evaluation=seed_proof().evaluation, champion=OLD, candidate={"model_version": "new", "recipe_digest": "r2", "as_of": "2020-01-01", "kind": "new_recipe"})
+    assert decided(held) == "HOLD"                                            # thresholds passed, and no better than the champion
+
+
+def test_rules_are_chosen_by_name_and_the_champion_is_always_asked():
+    few = PromotionSettings(rules=("calibrated", "beats_prior"))
+    assert promotion.chosen_rules(few) == ("calibrated", "beats_prior", "champion", "sane_refit", "enough_samples")
+    assert set(promotion.required_rules(few)) == {"calibrated", "beats_prior", "champion", "sane_refit", "enough_samples"}
+    with pytest.raises(ConfigError, match="no_such_rule"):
+        promotion.chosen_rules(PromotionSettings(rules=("no_such_rule",)))
+    worse = evidence(0.5, 1.0, settings=Settings(splits={"bootstrap": 200}, promotion=few))
+    assert decide(apply_rules(worse), promotion.required_rules(few)) == "HOLD"
 
 
 # --- tradable, and the whole run -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("document", [{}, {"tradable_edge_ann": NAN, "low": NAN, "high": NAN},
-                                      {"tradable_edge_ann": 0.5, "low": 0.4, "high": 0.6}, {"tradable_edge_ann": 0.5}])
-def test_tradable_is_at_most_not_shown(document):
+EDGE_SHOWN = {"tradable_edge_ann": 0.5, "low": 0.4, "high": 0.6, "n_blocks": 100}
+ALL_SHOWN = {**EDGE_SHOWN, "deflated_sharpe": 0.95, "pbo": 0.2, "track_record_years": 5.0, "min_track_record_years": 5.0}
+
+
+@pytest.mark.parametrize("document", [
+    {}, {"tradable_edge_ann": NAN, "low": NAN, "high": NAN}, EDGE_SHOWN, {"tradable_edge_ann": 0.5}, {**ALL_SHOWN, "tradable_edge_ann": None},
+    *({**ALL_SHOWN, name: value} for name in ("deflated_sharpe", "pbo", "track_record_years", "min_track_record_years", "n_blocks") for value in (NAN, None)),
+    {**ALL_SHOWN, "deflated_sharpe": 0.9499}, {**ALL_SHOWN, "pbo": 0.2001}, {**ALL_SHOWN, "track_record_years": 4.99}, {**ALL_SHOWN, "low": 0.15}])
+def test_whatever_is_missing_or_fails_is_not_tradable(document):
     found = promotion.tradable(document)
     assert found["verdict"] == "not shown" and "not tradable" in found["statement"]
-    assert found["edge_shown"] == (document.get("low", NAN) > 0)
+    assert {one["status"] for one in found["criteria"]} & {"missing", "failed"}
+
+
+def test_tradable_and_refuted():
+    assert promotion.tradable(ALL_SHOWN)["verdict"] == "tradable"
+    assert promotion.tradable({**ALL_SHOWN, "tradable_edge_ann": -0.5, "low": -0.6, "high": -0.4})["verdict"] == "refuted"
 
 
 class Fixed:
@@ -475,7 +650,7 @@ def inputs(skill: float = 1.0, **changes) -> dict:
         "memory": {"samples": pd.DataFrame({"f": np.zeros(9)}), "plan": plan},
         "forest": base, "boosting": base, "meta": {"evaluation": EVALUATIONS[skill], "model": Fixed("meta")},
         "sectors": {"table": table}, "backtest": {"summary": {}, "metrics": metrics},
-        "champion": {"record": None, "evaluation": None}, "ledger": {"trials": 1}, **changes}
+        "champion": {"record": None, "evaluation": None}, "ledger": {"trials": 1, "look": 1}, **changes}
 
 
 AS_OF = pd.Timestamp("2017-12-29")
@@ -526,7 +701,7 @@ def test_same_settings_are_a_refresh_and_others_a_new_recipe():
 
 def test_run_refuses_an_uncounted_candidate():
     with pytest.raises(DataError, match="trials"):
-        promotion.run(inputs(ledger={"trials": 0}), FAST, AS_OF)
+        promotion.run(inputs(ledger={"trials": 0, "look": 1}), FAST, AS_OF)
 
 
 def test_missing_numbers_are_nan_not_none():

@@ -1,15 +1,27 @@
 """Splits and judges: nothing is judged on what it learned from; measures agree with slow or independent ones."""
 
 import dataclasses
+import sys
+from itertools import combinations
+from math import comb
 
 import numpy as np
 import pandas as pd
+import purgedcv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.stats import spearmanr
+from skfolio.model_selection import CombinatorialPurgedCV as SkfolioCombinatorial
+from skfolio.model_selection import WalkForward as SkfolioWalkForward
+from sklearn.base import clone
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from mltrader import splits
 from mltrader.core import PROBABILITIES, ConfigError, DataError
@@ -178,6 +190,25 @@ def test_the_cache_survives_other_row_ids_and_parquet_but_not_other_rows(tmp_pat
     assert model.fits == fits + len(FOLDS)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 10**6))
+def test_a_feature_that_names_the_symbol_is_told_from_one_that_does_not(n_symbols, n_rows, seed):
+    """Against a slow reading: refused exactly if constant (a missing value counts as one) in every symbol with 20 rows, and not in all alike."""
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({"symbol": rng.choice(list("ABCD")[:n_symbols], n_rows * n_symbols)})
+    tag = frame["symbol"].map(dict(zip("ABCD", rng.choice([0.0, 1.0, np.nan], 4), strict=True)))
+    frame["f"] = np.where(rng.random(len(frame)) < rng.choice([0, 0, 0.05]), 7.0, tag)
+    groups = {s: g["f"].to_numpy() for s, g in frame.groupby("symbol") if len(g) >= 20}
+    still = all(len(pd.unique(values)) == 1 for values in groups.values())
+    names = still and len({str(values[0]) for values in groups.values()}) > 1
+    frame["session"] = DAYS[np.arange(len(frame))]
+    if names:
+        with pytest.raises(DataError, match="`f` never changes within a symbol"):
+            splits.check_features(frame, ["f"])
+    else:
+        splits.check_features(frame, ["f"])
+
+
 def slow_interval(frame: pd.DataFrame, horizon: int, n_boot: int, level: float, seed: int) -> tuple[float, float]:
     groups = [g.to_numpy() for _, g in frame.groupby("session")["v"]]
     n, length = len(groups), 2 * horizon
@@ -313,3 +344,251 @@ def test_leaving_an_event_out_purges_by_the_labels_spans(start, length, spans):
         return
     [(_, train, test)] = splits.leave_one_event_out(frame, event)
     assert train.tolist() == free and test.tolist() == inside
+
+
+def spans_frame(session, known, symbols=1):
+    """Rows of DAYS by position, each repeated for `symbols` names."""
+    frame = pd.DataFrame({"session": DAYS[np.asarray(session)], "label_known_at": DAYS[np.asarray(known)]})
+    return frame.loc[frame.index.repeat(symbols)].reset_index(drop=True)
+
+
+@st.composite
+def panels(draw, least=12, most=80):
+    """A panel with holes, one to three symbols and labels of any length, in shuffled order."""
+    n = draw(st.integers(least, most))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    session = np.sort(rng.choice(2 * n, n, replace=False))
+    frame = spans_frame(session, session, draw(st.integers(1, 3)))
+    at = np.searchsorted(DAYS, frame["session"])
+    frame["label_known_at"] = DAYS[at + rng.integers(0, draw(st.integers(1, 12)), len(frame))]
+    return frame.sample(frac=1, random_state=1, ignore_index=True)
+
+
+def splitters(frame, size, embargo):
+    start, end = frame["session"].min(), frame["session"].max()
+    middle = start + (end - start) / 2
+    events = pd.DataFrame({"event": ["a", "b"], "start": [start, middle], "end": [start + (end - start) / 5, middle + (end - start) / 9]})
+    yield splits.PurgedWalkForward(frame["session"].nunique() // 2, size), False
+    yield splits.PurgedWalkForward(frame["session"].nunique() // 2, size, expanding=True), False
+    yield splits.CombinatorialPurgedCV(4, 2, embargo), True
+    yield splits.LeaveOneEventOut(events, embargo), True
+
+
+@settings(max_examples=120, deadline=None)
+@given(panels(), st.integers(2, 9), st.integers(0, 6))
+def test_no_training_span_meets_a_tested_one_by_a_slow_reading(frame, size, embargo):
+    """Row by row: a candidate is in the training set exactly if it meets no tested span and lies in no embargo."""
+    calendar = np.unique(frame["session"])
+    s, k = frame["session"].to_numpy(), frame["label_known_at"].to_numpy()
+    for splitter, looks_ahead in splitters(frame, size, embargo):
+        held = embargo if looks_ahead else 0
+        try:
+            found = list(splitter.split(frame))
+        except DataError as error:
+            assert "no row is left" in str(error)
+            continue
+        assert len(found) == splitter.get_n_splits(frame)
+        for train, test in found:
+            end = {j: calendar[min(np.searchsorted(calendar, k[j], side="right") - 1 + held, len(calendar) - 1)] for j in test}
+            free = [i for i in range(len(frame)) if all(k[i] < s[j] or (s[i] > k[j] and s[i] > end[j]) for j in test)]
+            if isinstance(splitter, splits.PurgedWalkForward):
+                first = np.searchsorted(calendar, s[test].min())
+                begin = calendar[0 if splitter.expanding else first - splitter.train_sessions]
+                free = [i for i in free if begin <= s[i] < s[test].min()]
+            assert train.tolist() == free
+            assert not set(s[train]) & set(s[test])  # all symbols of a session are on one side
+        if isinstance(splitter, splits.PurgedWalkForward):
+            tested = np.concatenate([test for _, test in found])
+            assert sorted(tested) == np.flatnonzero(s >= calendar[splitter.train_sessions]).tolist()
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(30, 150), st.integers(1, 8), st.integers(1, 12), st.integers(3, 25), st.booleans())
+def test_walk_forward_equals_skfolio_for_a_fixed_horizon(n, horizon, size, train, expanding):
+    frame = spans_frame(np.arange(n), np.arange(n) + horizon)
+    peer = SkfolioWalkForward(test_size=size, train_size=train, expand_train=expanding, reduce_test=True, purged_size=horizon)
+    if n <= train + horizon:
+        with pytest.raises(ValueError):
+            list(peer.split(frame))
+        with pytest.raises(DataError, match="nothing is left to test"):
+            list(splits.PurgedWalkForward(train + horizon, size).split(frame))
+        return
+    ours = splits.PurgedWalkForward(train + horizon, size, expanding)  # ours counts the window before purging
+    assert same(ours.split(frame), peer.split(frame)) == ours.get_n_splits(frame) == peer.get_n_splits(frame)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(3, 7), st.data())
+def test_combinatorial_equals_skfolio_for_a_fixed_horizon(n_groups, data):
+    n_test = data.draw(st.integers(2, n_groups - 1))
+    length = data.draw(st.integers(3, 20))
+    horizon = data.draw(st.integers(0, length - 2))
+    embargo = data.draw(st.integers(0, length - 2 - horizon))
+    n = n_groups * length  # an uneven division differs: skfolio's last group takes the whole remainder
+    frame = spans_frame(np.arange(n), np.arange(n) + horizon)
+    ours = splits.CombinatorialPurgedCV(n_groups, n_test, embargo)
+    peer = SkfolioCombinatorial(n_groups, n_test, purged_size=horizon, embargo_size=embargo)
+    np.testing.assert_array_equal(ours.paths(), peer.recombined_paths.T)
+    theirs = [(train, np.concatenate(tests)) for train, tests in peer.split(frame)]
+    if any(not len(train) for train, _ in theirs):
+        with pytest.raises(DataError, match="no row is left"):
+            list(ours.split(frame))
+        return
+    assert same(ours.split(frame), theirs) == ours.get_n_splits() == peer.n_splits
+
+
+@settings(max_examples=250, deadline=None)
+@given(panels(20), st.integers(3, 6), st.data())
+def test_combinatorial_equals_purgedcv_for_labels_of_any_length(frame, n_groups, data):
+    frame = frame.drop_duplicates("session").sort_values("session", ignore_index=True)
+    n_test = data.draw(st.integers(1, n_groups - 1))
+    peer = purgedcv.CombinatorialPurgedCV(n_groups, n_test, **half_open(frame))
+    ours, theirs = splits.CombinatorialPurgedCV(n_groups, n_test), list(peer.split(frame))
+    if any(not len(train) for train, _ in theirs):
+        with pytest.raises(DataError, match="no row is left"):
+            list(ours.split(frame))
+        return
+    same(ours.split(frame), theirs)
+    members = [np.flatnonzero(ours.group_of(frame) == g) for g in range(n_groups)]
+    split_numbers = [np.full(len(test), float(i)) for i, (_, test) in enumerate(theirs)]
+    by_row = peer.reconstruct_paths(split_numbers)
+    np.testing.assert_array_equal(ours.paths(), np.stack([by_row[:, rows[0]] for rows in members], axis=1))
+    longer = frame.assign(label_known_at=frame["label_known_at"] + pd.Timedelta(1, "D"))  # no label without length: half-open, it is empty
+    s, k = longer["session"].to_numpy(), longer["label_known_at"].to_numpy()
+    loose = purgedcv.CombinatorialPurgedCV(n_groups, n_test, **half_open(longer, tick=0))
+    for number, (train, test) in enumerate(loose.split(longer)):
+        tested = np.isin(ours.group_of(longer), list(combinations(range(n_groups), n_test))[number])
+        strict = np.flatnonzero(splits.LabelSpans.of(longer).clear_of(tested))
+        more = np.setdiff1d(train, strict)  # what half-open spans keep: spans that meet a tested one in its first or last day alone
+        assert np.isin(strict, train).all() and (np.isin(k[more], s[test]) | np.isin(s[more], k[test])).all()
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.integers(24, 120), st.integers(2, 6), st.integers(1, 3), st.integers(0, 10), st.integers(0, 8), st.integers(1, 3))
+def test_embargo_equals_purgedcv_counted_from_the_end_of_the_labels(n, n_groups, n_test, horizon, embargo, symbols):
+    """On a calendar without week-ends a duration is a number of sessions; on the day of the label's end the purge already holds."""
+    if n_test >= n_groups:
+        return
+    n -= n % n_groups  # purgedcv cuts groups by rows, so that with several symbols an uneven division would cut a session
+    days = pd.date_range("2001-01-01", periods=200).as_unit("us")
+    frame = pd.DataFrame({"session": days[:n], "label_known_at": days[horizon : n + horizon]}).loc[lambda x: x.index.repeat(symbols)]
+    peer = purgedcv.CombinatorialPurgedCV(n_groups, n_test, embargo=pd.Timedelta(days=embargo), **half_open(frame))
+    theirs = list(peer.split(frame))
+    ours = splits.CombinatorialPurgedCV(n_groups, n_test, embargo)
+    if any(not len(train) for train, _ in theirs):
+        with pytest.raises(DataError, match="no row is left"):
+            list(ours.split(frame))
+        return
+    same(ours.split(frame), theirs)
+
+
+@settings(max_examples=250, deadline=None)
+@given(panels(20), st.integers(2, 6), st.integers(1, 4), st.integers(1, 15))
+def test_walk_forward_equals_purgedcv_for_labels_of_any_length(frame, size, n_splits, rolling):
+    frame = frame.drop_duplicates("session").sort_values("session", ignore_index=True)
+    start = len(frame) - n_splits * size
+    if start < 1:
+        return
+    peer = purgedcv.WalkForwardSplit(n_splits, size, **half_open(frame))
+    theirs = list(peer.split(frame))
+    ours = splits.PurgedWalkForward(start, size, expanding=True)
+    if any(not len(train) for train, _ in theirs):
+        with pytest.raises(DataError, match="no row is left"):
+            list(ours.split(frame))
+        return
+    assert same(ours.split(frame), theirs) == n_splits
+    window = purgedcv.WalkForwardSplit(n_splits, size, window="sliding", train_size=rolling, **half_open(frame))
+    for (train, _), (last, _) in zip(ours.split(frame), window.split(frame), strict=True):
+        np.testing.assert_array_equal(train[-rolling:], last)  # theirs counts the window in rows that were kept
+
+
+def half_open(frame, tick=1):
+    """Times for purgedcv, whose spans are half-open: one microsecond more makes them end with the day they are known on."""
+    return {"prediction_times": frame["session"].to_numpy(), "evaluation_times": (frame["label_known_at"] + pd.Timedelta(tick, "us")).to_numpy()}
+
+
+def same(ours, theirs):
+    """Assert equal splits; how many there were."""
+    count = 0
+    for (train, test), (their_train, their_test) in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(train, their_train)
+        np.testing.assert_array_equal(test, np.sort(their_test))
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(("n_groups", "n_test"), [(2, 1), (5, 2), (6, 3), (10, 2), (7, 6)])
+def test_every_path_goes_through_every_group_once_and_uses_every_prediction_once(n_groups, n_test):
+    cv = splits.CombinatorialPurgedCV(n_groups, n_test)
+    paths = cv.paths()
+    assert paths.shape == (comb(n_groups, n_test) * n_test // n_groups, n_groups)
+    used = set(zip(paths.ravel(), np.tile(np.arange(n_groups), len(paths)), strict=True))
+    frame = spans_frame(np.arange(50 * n_groups), np.arange(50 * n_groups))
+    group = cv.group_of(frame)
+    tested = {(number, g) for number, (_, test) in enumerate(cv.split(frame)) for g in np.unique(group[test])}
+    assert used == tested and len(used) == paths.size
+
+
+def test_the_splitters_work_with_scikit_learn():
+    frame = SAMPLES.assign(z=np.random.default_rng(1).normal(size=len(SAMPLES)))
+    model = make_pipeline(make_column_transformer(("passthrough", ["x", "z"])), LogisticRegression(C=1.0))
+    events = pd.DataFrame({"event": ["e"], "start": [DAYS[400]], "end": [DAYS[460]]})
+    for cv in (splits.PurgedWalkForward(500, 250), splits.CombinatorialPurgedCV(4, 2, 5), splits.LeaveOneEventOut(events)):
+        scores = cross_val_score(model, frame, frame["label"], cv=cv, scoring="neg_log_loss")
+        assert len(scores) == cv.get_n_splits(frame) and abs(scores.mean() + np.log(3)) < 0.02
+        search = GridSearchCV(model, {"logisticregression__C": [0.1, 1.0]}, cv=cv, scoring="neg_log_loss").fit(frame, frame["label"])
+        assert clone(search).cv.get_n_splits(frame) == search.n_splits_ == len(scores)
+
+
+def test_an_unpurged_split_rewards_memory_and_a_purged_one_does_not():
+    """The mean of overlapping noise: its neighbours know it. Nearest in time wins without purging, and is worth nothing with it."""
+    rng = np.random.default_rng(2)
+    n, horizon = 900, 15
+    outcome = np.convolve(rng.normal(size=n + horizon), np.ones(horizon + 1), "valid") > 0
+    frame = spans_frame(np.arange(n), np.arange(n) + horizon)
+    frame["t"] = np.arange(float(n))
+    model = make_pipeline(make_column_transformer(("passthrough", ["t"])), KNeighborsClassifier(1))
+    leaky = cross_val_score(model, frame, outcome, cv=KFold(10, shuffle=True, random_state=0)).mean()
+    purged = cross_val_score(model, frame, outcome, cv=splits.CombinatorialPurgedCV(10, 2, embargo=horizon)).mean()
+    assert leaky > 0.8 and abs(purged - 0.5) < 0.1
+
+
+def test_purging_a_hundred_thousand_rows_takes_no_loop_over_them():
+    """45 splits cost a few passes each: less than sorting the rows 300 times, far below one step of Python a row and split."""
+    rng = np.random.default_rng(3)
+    session = np.sort(rng.integers(0, 1200, 100_000))
+    frame = spans_frame(session, session + rng.integers(1, 16, 100_000))
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+
+    sys.setprofile(count)
+    try:
+        sizes = [len(train) for train, _ in splits.CombinatorialPurgedCV(10, 2, 5).split(frame)]
+    finally:
+        sys.setprofile(None)
+    assert len(sizes) == 45 and min(sizes) > 50_000 and calls < 20_000
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: splits.PurgedWalkForward(10, 0), ConfigError, "`test_sessions`"),
+        (lambda: splits.PurgedWalkForward(10.5, 1), ConfigError, "`train_sessions`"),
+        (lambda: splits.CombinatorialPurgedCV(5, 5), ConfigError, "below `n_groups`=5"),
+        (lambda: splits.CombinatorialPurgedCV(5, 2, -1), ConfigError, "`embargo`"),
+        (lambda: splits.CombinatorialPurgedCV(True, 1), ConfigError, "`n_groups`"),
+        (lambda: splits.LeaveOneEventOut(pd.DataFrame({"event": []})), DataError, "the events lacks"),
+        (lambda: list(splits.CombinatorialPurgedCV(5, 2).split(np.ones((9, 2)))), DataError, "`X` is a ndarray"),
+        (lambda: list(splits.CombinatorialPurgedCV(5, 2).split(SAMPLES.drop(columns="label_known_at"))), DataError, "label_known_at"),
+        (lambda: list(splits.CombinatorialPurgedCV(5, 2).split(SAMPLES.assign(session="2020"))), DataError, "make it a date"),
+        (lambda: list(splits.CombinatorialPurgedCV(5, 2).split(SAMPLES.assign(label_known_at=pd.NaT))), DataError, "Row 0"),
+        (lambda: list(splits.PurgedWalkForward(10**6, 1).split(SAMPLES)), DataError, "nothing is left to test"),
+        (lambda: list(splits.CombinatorialPurgedCV(5, 2).split(SAMPLES.head(9))), DataError, "too few"),
+    ],
+)
+def test_splitters_refuse_bad_input_by_name(make, error, message):
+    with pytest.raises(error, match=message):
+        make()

@@ -69,6 +69,80 @@ def test_migration_resumes_where_it_stopped(tmp_path, monkeypatch):
     assert store.migrate() == len(known) + 1
 
 
+def test_a_store_of_version_3_gets_the_gates_columns_and_keeps_its_decisions(tmp_path):
+    url = f"sqlite:///{tmp_path}/t.db"
+    old = Store(url)
+    begin(old, "a")
+    with old.write() as conn:
+        trial = db.record_trial(conn, "a", "r", DAY, "d", 0.1)
+        db.add_version(conn, "a", "v" * 64, "r", DAY, "f", {}, Clock())
+        db.add_gate_row(conn, "a", dict(model_version="v" * 64, trial_id=trial, trials=1, kind="first", verdict="HOLD", as_of=DAY, promoted_to_production=False),
+                        [dict(rule="beats_prior", scope="all", status="failed", blocks=True)], Clock())
+        for table, column in (("model_promotion_history", "look"), ("model_promotion_history", "alpha"), ("gate_verdicts", "p")):
+            conn.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="3"))
+    new = Store(url)
+    assert new.version() == len(db.MIGRATIONS)
+    with new.read() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+        gate = db.gate_row(conn, "a")
+    assert (gate["verdict"], gate["look"], gate["rules"][0]["p"]) == ("HOLD", None, None)
+
+
+def test_the_ledger_keeps_what_was_tried_whoever_tries_again(store):
+    for run in ("a", "b"):
+        started(store, run)
+        with store.write() as conn:
+            db.set_as_of(conn, run, DAY if run == "a" else date(2024, 3, 1))
+            tried = [dict(recipe_digest=f"r{k}", window_end=DAY, data_digest="d", score=0.1) for k in range(3)]
+            assert db.write_rows(conn, run, {"trials": tried}) == {"trials": 3}
+            db.finish_run(conn, run, "success", Clock())
+    with store.write() as conn:
+        assert db.count_trials(conn) == 3 and db.count_trials(conn, before=DAY) == 0 and db.count_trials(conn, before=date(2024, 2, 1)) == 3
+        assert db.write_rows(conn, "b", {"trials": []}) == {"trials": 0} and db.count_trials(conn) == 3  # nothing is taken back
+
+
+def started(store: Store, run_id: str) -> None:
+    """A run on record that holds no lease."""
+    with store.write() as conn:
+        db.start_run(conn, run_id, "cycle", "test", 0, {}, "d", START)
+
+
+def decide_for(store: Store, run: str, verdict: str, champion: str | None) -> str:
+    """One decision of the gate on a new version; returns its id."""
+    started(store, run)
+    with store.write() as conn:
+        version = run.ljust(64, "0")
+        trial = db.record_trial(conn, run, f"recipe {run}", DAY, "d", 0.1)
+        db.add_version(conn, run, version, f"recipe {run}", DAY, "f", {}, Clock())
+        gate = db.add_gate_row(conn, run, dict(model_version=version, trial_id=trial, trials=1, kind="first", verdict=verdict, as_of=DAY,
+                                               promoted_to_production=verdict == "PROMOTE"), [], Clock())
+        if verdict == "PROMOTE":
+            db.move_alias(conn, run, "champion", version, champion, 0, DAY, Clock(), gate_id=gate)
+    return version
+
+
+def test_looks_are_counted_in_a_reign_and_a_rollback_begins_none(store):
+    def looks(**more):
+        with store.read() as conn:
+            return db.count_looks(conn, "champion", **more)
+
+    assert looks() == 0
+    decide_for(store, "a", "REJECT", None)
+    assert looks() == 1 and looks(run_id="a") == 0
+    first = decide_for(store, "b", "PROMOTE", None)
+    assert looks() == 0
+    decide_for(store, "c", "HOLD", first)
+    second = decide_for(store, "d", "PROMOTE", first)
+    decide_for(store, "e", "HOLD", second)
+    assert looks() == 1
+    started(store, "back")
+    with store.write() as conn:
+        move = next(m["id"] for m in db.promotions(conn, "champion") if m["model_version"] == first)
+        db.move_alias(conn, "back", "champion", first, second, 0, DAY, Clock(), rollback_to=move)
+    assert looks() == 1
+
+
 def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_path):
     """What a home of the first release holds stays; the new table is there, and equals the declared one."""
     url = f"sqlite:///{tmp_path}/t.db"
@@ -86,6 +160,28 @@ def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_
         assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
         assert db.count_rows(conn, "a")["feature_store"] == 1
         assert db.add_archived(conn, "a", [ARCHIVED]) == ["crisis"]
+
+
+def test_a_store_without_symbols_in_sector_performance_gets_them_and_keeps_its_rows(tmp_path):
+    """The table is made anew, as its key grew; each old row stays and is about all symbols, and a symbol's row fits beside it."""
+    url = f"sqlite:///{tmp_path}/t.db"
+    old = Store(url)
+    begin(old, "a")
+    before = next(i for i, (name, _) in enumerate(db.MIGRATIONS) if name.startswith("symbols beside"))
+    with old.write() as conn:
+        db.sector_performance.drop(conn)
+        conn.exec_driver_sql("CREATE TABLE sector_performance (id INTEGER PRIMARY KEY, run_id VARCHAR(64) NOT NULL, sector VARCHAR(64) NOT NULL, "
+                             "regime VARCHAR(32) NOT NULL, n_rows INTEGER, gain FLOAT, verdict VARCHAR(16), UNIQUE (run_id, sector, regime))")
+        conn.exec_driver_sql("INSERT INTO sector_performance VALUES (7, 'a', 'Energy', 'all', 5, 0.25, 'better'), (8, 'a', 'Energy', 'crash', 2, NULL, 'insufficient')")
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value=str(before)))
+    new = Store(url)
+    with new.write() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+        rows = db.sector_cells(conn)
+        assert [(r["regime"], r["symbol"], r["n_rows"], r["gain"], r["verdict"]) for r in rows] == [("all", "all", 5, 0.25, "better"), ("crash", "all", 2, None, "insufficient")]
+        conn.execute(db.sector_performance.insert().values(run_id="a", sector="Energy", regime="all", symbol="XOM"))
+    with pytest.raises(sa.exc.IntegrityError), new.write() as conn:
+        conn.execute(db.sector_performance.insert().values(run_id="a", sector="Energy", regime="all", symbol="XOM"))
 
 
 ARCHIVED = dict(event="crisis", as_of=DAY, start_date=date(2008, 9, 1), end_date=date(2009, 3, 31), feature_set="f", label_digest="l", vintage="v",
@@ -165,7 +261,7 @@ def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
         else:
             with store.write() as conn:
                 db.start_run(conn, run_id, "cycle", "test", token, {}, "d", START)
-        decision = dict(verdict=verdict, model_version=model, recipe_digest=model, kind="first", as_of=f"2020-{month:02d}-28", data_digest="d", feature_set="f", trials=month)
+        decision = dict(verdict=verdict, model_version=model, recipe_digest=model, kind="first", as_of=f"2020-{month:02d}-28", data_digest="d", feature_set="f", trials=month, look=1, alpha=0.001)
         name = registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": entry}}, seen, START)
         assert (name is not None) == (verdict == "PROMOTE")
         if verdict == "PROMOTE":
@@ -178,7 +274,7 @@ def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
 
 
 def promoted(store: Store, files: ArtifactStore, token: int, run_id: str, model: str, seen: str | None) -> str | None:
-    decision = dict(verdict="PROMOTE", model_version=model, recipe_digest=model, kind="first", as_of=DAY, data_digest="d", feature_set="f", trials=1)
+    decision = dict(verdict="PROMOTE", model_version=model, recipe_digest=model, kind="first", as_of=DAY, data_digest="d", feature_set="f", trials=1, look=1, alpha=0.001)
     return registry.register_decision(store, files, run_id, token, decision, [], {"components": {"m": files.put({"x": 1}).as_dict()}}, seen, START)
 
 
@@ -190,11 +286,11 @@ def test_rollback_goes_back_and_never_forth(store, tmp_path):
             with store.write() as conn:
                 db.start_run(conn, f"r{number}", "cycle", "test", token, {}, "d", START)
         promoted(store, files, token, f"r{number}", model, models[number - 2] if number > 1 else None)
-    assert [registry.rollback(store, "r3", token, DAY, START) for _ in range(2)] == ["production_v2", "production_v1"]
+    assert [registry.rollback(store, files, "r3", token, DAY, START) for _ in range(2)] == ["production_v2", "production_v1"]
     with pytest.raises(ConfigError, match="nothing to roll back to"):
-        registry.rollback(store, "r3", token, DAY, START)
-    assert registry.rollback(store, "r3", token, DAY, START, "production_v3") == "production_v3"
-    assert registry.rollback(store, "r3", token, DAY, START) == "production_v2"
+        registry.rollback(store, files, "r3", token, DAY, START)
+    assert registry.rollback(store, files, "r3", token, DAY, START, "production_v3") == "production_v3"
+    assert registry.rollback(store, files, "r3", token, DAY, START) == "production_v2"
 
 
 def test_the_database_ties_a_move_to_the_version_that_was_judged(store, tmp_path):
