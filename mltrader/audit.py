@@ -299,7 +299,8 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
 
     Returns
     -------
-    DataFrame [cutoff, session, symbol, weight, origin, event]
+    DataFrame [cutoff, session, symbol, weight, origin, event, value]
+        `value` stands for all features: the row's price, as the sample carries it. A scaler fitted on all data would change it.
     """
     last, found = frames["panel"]["session"].max(), label(frames)
     own = regime_tables(frames, settings)
@@ -307,13 +308,14 @@ def training_sets(frames: Frames, settings: Settings, warm_up: int, cutoffs: pd.
     if len(known):
         events = archive.event_table(settings.events.named, [], own[0], settings.labels.horizon, settings.events.aftermath_sessions)
         held = archive.cut(found, own[1], events, last)
-        samples = memory.build_samples(frames["panel"][KEYS], [], warm_up, known, *own, frames["sectors"])
+        prices = frames["panel"][KEYS].assign(value=frames["panel"]["adj_close"].astype("float32"))
+        samples = memory.build_samples(prices, ["value"], warm_up, known, *own, frames["sectors"])
         state = memory.market_state(own[0], frames["index"][["session", "index_close"]])
         for cutoff in cutoffs[cutoffs <= last]:
             rows = memory.training_rows(samples, held, cutoff, settings, calendar=own[0]["session"], state=state)
-            facts = samples[KEYS].iloc[rows["row"].to_numpy()].reset_index(drop=True)
+            facts = samples[[*KEYS, "value"]].iloc[rows["row"].to_numpy()].reset_index(drop=True)
             parts.append(pd.concat([facts, rows[["weight", "origin", "event"]].reset_index(drop=True)], axis=1).assign(cutoff=cutoff))
-    columns = ["cutoff", *KEYS, "weight", "origin", "event"]
+    columns = ["cutoff", *KEYS, "weight", "origin", "event", "value"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 # %% ../nbs/81_audit.ipynb #9e1ebc8a
