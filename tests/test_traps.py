@@ -179,13 +179,21 @@ def scaled_on_all_data(honest):
     return compute
 
 
+def scaled_inside_the_samples(honest):
+    def build_samples(features, names, *args):
+        samples = honest(features, names, *args)
+        return samples.assign(**{name: (samples[name] / samples[name].mean()).astype("float32") for name in names})
+    return build_samples
+
+
 def test_t6_what_is_fitted_on_all_data_is_found(monkeypatch):
-    """A scaler, a quantile, a volatility scale and a selector, all at once: each is named."""
+    """A scaler, another inside the samples, a quantile, a volatility scale and a selector, all at once: each is named."""
     for where, name, make in ((features, "compute", scaled_on_all_data), (regimes, "_above", whole_sample_quantile),
-                              (labels, "barriers", whole_sample_barriers), (features, "select", by_future_correlation)):
+                              (memory, "build_samples", scaled_inside_the_samples), (labels, "barriers", whole_sample_barriers),
+                              (features, "select", by_future_correlation)):
         monkeypatch.setattr(where, name, make(getattr(where, name)))
     found = look_ahead(monkeypatch, 14)
-    assert {("feature", "log_return_20"), ("regime", "level"), ("label", "label"), ("selection", "chosen")} <= names_of(found)
+    assert {("feature", "log_return_20"), ("regime", "level"), ("label", "label"), ("selection", "chosen"), ("training set", "value")} <= names_of(found)
 
 
 def test_t6_a_model_is_given_the_features_as_they_were_computed(monkeypatch):
