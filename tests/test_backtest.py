@@ -247,6 +247,8 @@ def test_odds_are_the_statistics_of_luck():
     one = found[0]
     spread = np.std([luck.Track.of(x).ratio for x in others], ddof=1)
     assert one["spread_ann"] == pytest.approx(spread * np.sqrt(252)) and one["n_variants"] == 30
+    smooth = np.convolve(others[0], np.ones(14) / 14, "valid")                             # as overlapping positions make it
+    assert backtest.odds("edge", smooth, others, 1, ASK)["psr"] == luck.Track.of(smooth, 28).probability() != luck.Track.of(smooth).probability()
     still = backtest.odds("edge", np.zeros(1500), others, 3, ASK)
     assert all(np.isnan(still[name]) for name in ("sharpe", "psr", "deflated_sharpe", "min_track_record_years"))
 
