@@ -161,7 +161,7 @@ def _fitted(
     """Losses on `test` of every model and seed fitted on `rows`."""
     samples, names, parts, cache = one.memory.samples, one.memory.feature_names, [], {} if cache is None else cache
     X, at = samples[names].astype("float32"), rows["row"].to_numpy()
-    learn = (X.iloc[at].reset_index(drop=True), samples["label"].to_numpy(dtype=np.int64)[at], learned_from(rows), X.iloc[test].reset_index(drop=True))
+    learn = (X.iloc[at].reset_index(drop=True), samples["label"].to_numpy(dtype=np.int64)[at], learned_from(rows, samples), X.iloc[test].reset_index(drop=True))
     for model, fit in models.items():
         for seed in seeds:
             key = fold_key({**recipe, "model": model, "seed": seed}, as_of, *learn)

@@ -72,7 +72,7 @@ PIPELINE: dict[str, TaskSpec] = {
     "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "splits", "replay", "memory")),
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory", "replay")),
     "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
-    "sectors": TaskSpec("41_sectors", ("market", "meta", "backtest"), ("splits", "labels", "promotion")),
+    "sectors": TaskSpec("41_sectors", ("market", "meta"), ("splits", "labels", "promotion")),
     "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
     "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
                           ("promotion", "training", *RECIPE_SECTIONS)),
@@ -739,10 +739,10 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
     return faults
 
 # %% ../nbs/51_reports.ipynb #9c5480b6
-def runs(limit: int = 20, store: Store | None = None) -> list[dict[str, Any]]:
-    """Past runs, newest first."""
+def runs(limit: int = 20, store: Store | None = None, kind: str | None = "cycle") -> list[dict[str, Any]]:
+    """Past cycles, newest first; with `kind=None`, runs of any kind (recorded predictions, rollbacks)."""
     with (store or Store(create=False)).read() as conn:
-        return db.runs(conn, limit)
+        return db.runs(conn, limit, kind=kind)
 
 
 def load_product(run_id: str, task: str, store: Store | None = None) -> Upstream:

@@ -13,6 +13,36 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before NumPy: two w
     os.environ.setdefault(_name, "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# No module of ours may open a pickle. Python announces each class that one looks up; whose doing it was, the stack says. Libraries that
+# keep their own caches or talk to their own processes by pickle may, also when we called them.
+UNPICKLED: list[str] = []
+THEIR_OWN = tuple(os.sep + name + os.sep for name in ("numba", "multiprocessing", "concurrent", "execnet", "xdist", "ploomber"))
+
+
+def _watch_pickle(event: str, arguments: tuple) -> None:
+    if event != "pickle.find_class":
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if any(part in path for part in THEIR_OWN):
+            return
+        if path.startswith(str(ROOT / "mltrader") + os.sep):
+            UNPICKLED.append(f"{Path(path).name}:{frame.f_lineno} opened a pickle of {'.'.join(map(str, arguments))}")
+            raise RuntimeError(UNPICKLED[-1])
+        frame = frame.f_back
+
+
+sys.addaudithook(_watch_pickle)
+
+
+@pytest.fixture(autouse=True)
+def unpickled():
+    """What our modules opened by pickle in this test; anything left in it at the end fails the test."""
+    UNPICKLED.clear()
+    yield UNPICKLED
+    assert not UNPICKLED, UNPICKLED
 KEEP_OUT = {".venv", ".mltrader", ".git", "__pycache__", "_proc", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
