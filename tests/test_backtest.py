@@ -189,6 +189,10 @@ def test_what_does_not_fit_is_refused():
     data = make(11)
     with pytest.raises(DataError, match="after 2018-06-01"):
         backtest.run(data, QUICK, pd.Timestamp("2018-06-01"))
+    worthless = data["market"]["panel"].copy()
+    worthless.loc[worthless.index[1000], "adj_close"] = 0.0
+    with pytest.raises(DataError, match=f"adj_close of {worthless['symbol'].iloc[1000]} on {worthless['session'].iloc[1000].date()} is no price"):
+        backtest.run(data | {"market": data["market"] | {"panel": worthless}}, QUICK, DAYS[-1])
     strange = data["meta"]["evaluation"].assign(symbol="ZZZ")
     with pytest.raises(DataError, match="no bar in the panel"):
         backtest.run(data | {"meta": {"evaluation": strange}}, QUICK, DAYS[-1])
