@@ -321,7 +321,7 @@ class MetaSettings(Section):
     coverage: float = Field(0.9, ge=0.5, lt=1)  # how often a conformal set holds the true class; a row whose set holds both sell and buy is abstained from
     coverage_step: float = Field(0.05, gt=0, le=1)  # how far a set's threshold moves (in probability) when a whole session misses
 
-
+# %% ../nbs/01_config.ipynb #7875e859
 class BacktestSettings(Section):
     """The simulated portfolio."""
 
