@@ -330,13 +330,15 @@ def entered(evaluation: pd.DataFrame, labels: pd.DataFrame, engine: HistoricalBa
                                                              "score", "trade_type"]]
 
 # %% ../nbs/40_backtest.ipynb #42b7b3bf
-def regime_table(equity: pd.DataFrame, trades: pd.DataFrame, evaluation: pd.DataFrame, ask: Mapping[str, Any]) -> pd.DataFrame:
+def regime_table(equity: pd.DataFrame, inside: np.ndarray, trades: pd.DataFrame, evaluation: pd.DataFrame, ask: Mapping[str, Any]) -> pd.DataFrame:
     """The strategy by market regime.
 
     Parameters
     ----------
     equity : DataFrame
-        From `run_backtest`, sessions after the first trade, with `market_regime`.
+        From `run_backtest`, with `market_regime` as known at each close. What a session earned belongs to the regime of the close before.
+    inside : ndarray of bool, shape (n_sessions,)
+        The sessions that count.
     trades : DataFrame
         From `entered`.
     evaluation : DataFrame
@@ -352,6 +354,7 @@ def regime_table(equity: pd.DataFrame, trades: pd.DataFrame, evaluation: pd.Data
     paid = trades.assign(session=trades["signal_session"], hit=(trades["return_pct"] > 0).astype(float), regime=known.reindex(trades["signal_session"]).to_numpy())
     right = evaluation[["session", "market_regime"]].assign(
         right=(evaluation[list(PROBABILITIES)].to_numpy().argmax(axis=1) == evaluation["label"].to_numpy()).astype(float))
+    equity = equity.assign(market_regime=equity["market_regime"].shift())[inside]
     for regime in ("all", *REGIMES):
         days, bets, calls = (f if regime == "all" else f[f[name] == regime]
                              for f, name in ((equity, "market_regime"), (paid, "regime"), (right, "market_regime")))
@@ -544,7 +547,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     equity["market_regime"] = regimes.reindex(equity["session"]).astype("str").to_numpy()
     inside, kin = periods(evaluation, equity), family(engine, *past, threads=settings.run.threads)
     frames = {"metrics": score_models(evaluation, ask), "equity": equity, "performance": performance_table(equity, inside, ask),
-              "regimes": regime_table(equity[inside["all_years"]], trades, evaluation, ask), "trades": trades}
+              "regimes": regime_table(equity, inside["all_years"], trades, evaluation, ask), "trades": trades}
     return _output(frames, inside, *_chance(equity, inside["all_years"], kin, trial_count(inputs), ask, settings), ask, settings,
                    inputs["market"].get("summary", {}).get("index_source", "index"), entry)
 

@@ -300,6 +300,9 @@ def test_the_table_of_regimes():
     output = backtest.run(data, QUICK, DAYS[-1])
     table, trades = output.frames["regimes"].set_index("regime"), output.frames["trades"]
     assert list(table.index) == ["all", "low_volatility", "normal", "crash"]
+    assert table.loc["low_volatility", "n_sessions"] == 149                                # sessions 2 to 150: known at the close before
+    equity = output.frames["equity"]
+    assert table.loc["low_volatility", "net_ann"] == pytest.approx(equity["net"].iloc[2:151].mean() * 252)
     early = trades[trades["signal_session"] < DAYS[150]]
     assert table.loc["low_volatility", "n_trades"] == len(early) and table.loc["low_volatility", "hit_rate"] == pytest.approx((early["return_pct"] > 0).mean())
     assert table["n_trades"].iloc[1:].sum() == table.loc["all", "n_trades"] == len(trades)
