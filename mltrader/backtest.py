@@ -118,6 +118,11 @@ def arena(evaluation: pd.DataFrame, panel: pd.DataFrame, index: pd.DataFrame, en
     known = index.set_index("session")
     level = known["index_close"].reindex(close.index).ffill().to_numpy()
     rate = known["rate_3m"].ffill().shift(1).reindex(close.index).to_numpy(dtype=float) if "rate_3m" in known else np.zeros(len(close))
+    for name, prices in (("adj_close", close), ("open", fill)):
+        bad = np.argwhere(((prices <= 0) | np.isinf(prices)).to_numpy())
+        if len(bad):
+            symbol, session = prices.columns[bad[0, 1]], prices.index[bad[0, 0]]
+            raise DataError(f"The {name} of {symbol} on {session.date()} is no price; prices are above 0, or missing where there is no bar.")
     prices = close.to_numpy(dtype=float), fill.to_numpy(dtype=float)
     bars = Bars.of(*prices, rate=rate / 100 / SESSIONS_A_YEAR, give_up=give_up)
     return Arena(close.index.to_numpy(), close.columns.to_numpy(dtype=str), *prices, bars, level)
@@ -325,13 +330,15 @@ def entered(evaluation: pd.DataFrame, labels: pd.DataFrame, engine: HistoricalBa
                                                              "score", "trade_type"]]
 
 # %% ../nbs/40_backtest.ipynb #42b7b3bf
-def regime_table(equity: pd.DataFrame, trades: pd.DataFrame, evaluation: pd.DataFrame, ask: Mapping[str, Any]) -> pd.DataFrame:
+def regime_table(equity: pd.DataFrame, inside: np.ndarray, trades: pd.DataFrame, evaluation: pd.DataFrame, ask: Mapping[str, Any]) -> pd.DataFrame:
     """The strategy by market regime.
 
     Parameters
     ----------
     equity : DataFrame
-        From `run_backtest`, sessions after the first trade, with `market_regime`.
+        From `run_backtest`, with `market_regime` as known at each close. What a session earned belongs to the regime of the close before.
+    inside : ndarray of bool, shape (n_sessions,)
+        The sessions that count.
     trades : DataFrame
         From `entered`.
     evaluation : DataFrame
@@ -347,6 +354,7 @@ def regime_table(equity: pd.DataFrame, trades: pd.DataFrame, evaluation: pd.Data
     paid = trades.assign(session=trades["signal_session"], hit=(trades["return_pct"] > 0).astype(float), regime=known.reindex(trades["signal_session"]).to_numpy())
     right = evaluation[["session", "market_regime"]].assign(
         right=(evaluation[list(PROBABILITIES)].to_numpy().argmax(axis=1) == evaluation["label"].to_numpy()).astype(float))
+    equity = equity.assign(market_regime=equity["market_regime"].shift())[inside]
     for regime in ("all", *REGIMES):
         days, bets, calls = (f if regime == "all" else f[f[name] == regime]
                              for f, name in ((equity, "market_regime"), (paid, "regime"), (right, "market_regime")))
@@ -539,7 +547,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     equity["market_regime"] = regimes.reindex(equity["session"]).astype("str").to_numpy()
     inside, kin = periods(evaluation, equity), family(engine, *past, threads=settings.run.threads)
     frames = {"metrics": score_models(evaluation, ask), "equity": equity, "performance": performance_table(equity, inside, ask),
-              "regimes": regime_table(equity[inside["all_years"]], trades, evaluation, ask), "trades": trades}
+              "regimes": regime_table(equity, inside["all_years"], trades, evaluation, ask), "trades": trades}
     return _output(frames, inside, *_chance(equity, inside["all_years"], kin, trial_count(inputs), ask, settings), ask, settings,
                    inputs["market"].get("summary", {}).get("index_source", "index"), entry)
 
@@ -687,7 +695,8 @@ def luck_table(output: TaskOutput) -> pd.DataFrame:
         "annual ratio, interval": ratio, "probability that it is above 0": found["psr"].round(3),
         f"above the best of {found['n_trials'].iloc[0]} trials ({source})": found["deflated_sharpe"].round(3),
         f"had it been picked among {len(output.frames['variants'])} variants as well": found["if_chosen"].round(3),
-        "years seen": found["track_record_years"].round(1), f"years needed at {level:.0%}": found["min_track_record_years"].round(1),
+        "years seen": found["track_record_years"].round(1),
+        f"years needed at {level:.0%}": [f"{years:.1f}" if np.isfinite(years) else "no number is enough" for years in found["min_track_record_years"]],
     }, index=found.index).astype(object).T
 
 
@@ -696,7 +705,8 @@ def regime_view(output: TaskOutput) -> pd.DataFrame:
     found, shown = output.frames["regimes"], {}
     for name, (value, low, high) in {"edge % a year": ("edge_ann", "edge_low", "edge_high"), "hit rate %": ("hit_rate", "hit_low", "hit_high"),
                                      "accuracy %": ("accuracy", "accuracy_low", "accuracy_high")}.items():
-        shown[name] = [f"{100 * v:.1f} ({100 * a:.1f} to {100 * b:.1f})" for v, a, b in found[[value, low, high]].itertuples(index=False)]
+        shown[name] = [f"{100 * v:.1f} " + (f"({100 * a:.1f} to {100 * b:.1f})" if np.isfinite(a) else "(too few for an interval)")
+                       for v, a, b in found[[value, low, high]].itertuples(index=False)]
     return pd.DataFrame({"market regime": found["regime"].str.replace("_", " "), "sessions": found["n_sessions"], "blocks": found["n_blocks"],
                          "return % a year": (100 * found["net_ann"]).round(1), **shown, "exposure": found["exposure"].round(2),
                          "turnover a year": found["turnover_ann"].round(1), "trades": found["n_trades"]})

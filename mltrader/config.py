@@ -321,7 +321,7 @@ class MetaSettings(Section):
     coverage: float = Field(0.9, ge=0.5, lt=1)  # how often a conformal set holds the true class; a row whose set holds both sell and buy is abstained from
     coverage_step: float = Field(0.05, gt=0, le=1)  # how far a set's threshold moves (in probability) when a whole session misses
 
-
+# %% ../nbs/01_config.ipynb #7875e859
 class BacktestSettings(Section):
     """The simulated portfolio."""
 
@@ -332,8 +332,8 @@ class BacktestSettings(Section):
     max_weight: float = Field(0.25, gt=0)  # of capital in one name, long or short; what does not fit stays in cash
     max_exposure: float = Field(1.0, gt=0)  # sum of the absolute weights
     delisting_return: float = Field(0.0, ge=-1)  # of a position whose symbol stays away for horizon + 2 sessions, as labels count it
-    variant_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.2, 0.3, 0.5)  # `top_share` of the family that PBO judges
-    variant_holdings: tuple[Annotated[float, Field(gt=0)], ...] = (0.5, 1.0, 2.0)  # its holding periods, in horizons
+    variant_shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.1, 0.2, 0.3, 0.5), min_length=1)  # `top_share` of the family that PBO judges
+    variant_holdings: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)  # its holding periods, in horizons
     pbo_blocks: int = Field(16, ge=4, le=20, multiple_of=2)  # at most; fewer where a block would be shorter than twice a holding
 
 

@@ -189,6 +189,10 @@ def test_what_does_not_fit_is_refused():
     data = make(11)
     with pytest.raises(DataError, match="after 2018-06-01"):
         backtest.run(data, QUICK, pd.Timestamp("2018-06-01"))
+    worthless = data["market"]["panel"].copy()
+    worthless.loc[worthless.index[1000], "adj_close"] = 0.0
+    with pytest.raises(DataError, match=f"adj_close of {worthless['symbol'].iloc[1000]} on {worthless['session'].iloc[1000].date()} is no price"):
+        backtest.run(data | {"market": data["market"] | {"panel": worthless}}, QUICK, DAYS[-1])
     strange = data["meta"]["evaluation"].assign(symbol="ZZZ")
     with pytest.raises(DataError, match="no bar in the panel"):
         backtest.run(data | {"meta": {"evaluation": strange}}, QUICK, DAYS[-1])
@@ -247,6 +251,8 @@ def test_odds_are_the_statistics_of_luck():
     one = found[0]
     spread = np.std([luck.Track.of(x).ratio for x in others], ddof=1)
     assert one["spread_ann"] == pytest.approx(spread * np.sqrt(252)) and one["n_variants"] == 30
+    smooth = np.convolve(others[0], np.ones(14) / 14, "valid")                             # as overlapping positions make it
+    assert backtest.odds("edge", smooth, others, 1, ASK)["psr"] == luck.Track.of(smooth, 28).probability() != luck.Track.of(smooth).probability()
     still = backtest.odds("edge", np.zeros(1500), others, 3, ASK)
     assert all(np.isnan(still[name]) for name in ("sharpe", "psr", "deflated_sharpe", "min_track_record_years"))
 
@@ -294,6 +300,9 @@ def test_the_table_of_regimes():
     output = backtest.run(data, QUICK, DAYS[-1])
     table, trades = output.frames["regimes"].set_index("regime"), output.frames["trades"]
     assert list(table.index) == ["all", "low_volatility", "normal", "crash"]
+    assert table.loc["low_volatility", "n_sessions"] == 149                                # sessions 2 to 150: known at the close before
+    equity = output.frames["equity"]
+    assert table.loc["low_volatility", "net_ann"] == pytest.approx(equity["net"].iloc[2:151].mean() * 252)
     early = trades[trades["signal_session"] < DAYS[150]]
     assert table.loc["low_volatility", "n_trades"] == len(early) and table.loc["low_volatility", "hit_rate"] == pytest.approx((early["return_pct"] > 0).mean())
     assert table["n_trades"].iloc[1:].sum() == table.loc["all", "n_trades"] == len(trades)
