@@ -148,7 +148,7 @@ def main() -> None:
             except RuntimeError as error:
                 missing = f"mlfinpy failed: {error}"
     else:
-        missing = f"mlfinpy is not installed in {PEER.parent.parent}; the docstring says how"
+        missing = f"mlfinpy is not installed: there is no {PEER}; the docstring says how to make it"
 
     if options.json:
         print(json.dumps({"rows": rows, "quick": options.quick, "missing": missing, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))

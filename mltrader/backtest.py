@@ -551,8 +551,10 @@ def _chance(equity: pd.DataFrame, inside: np.ndarray, kin: Family, trials: tuple
     chance = pd.DataFrame([odds(name, net.to_numpy()[inside], others[:, inside], trials[0], ask) for name, (net, others) in series.items()])
     edges = kin.edge[:, inside]
     found = overfitting(edges, int(kin.variants["holding"].max()), settings.backtest.pbo_blocks)
-    ratio = np.array([luck.Track.of(net).ratio for net in edges]) * np.sqrt(SESSIONS_A_YEAR)
-    variants = kin.variants.assign(edge_ann=edges.mean(axis=1) * SESSIONS_A_YEAR, edge_sharpe=ratio)
+    tracks, wide = [luck.Track.of(net, 2 * ask["horizon"]) for net in edges], luck.NORMAL.inv_cdf(1 - ask["level"] / 2)
+    ratio, error = (np.array([getattr(track, name) for track in tracks]) * np.sqrt(SESSIONS_A_YEAR) for name in ("ratio", "error"))
+    variants = kin.variants.assign(edge_ann=edges.mean(axis=1) * SESSIONS_A_YEAR, edge_sharpe=ratio, edge_sharpe_low=ratio - wide * error,
+                                   edge_sharpe_high=ratio + wide * error)
     edge = chance.iloc[0]
     said = {name: float(edge[name]) for name in ("psr", "deflated_sharpe", "track_record_years", "min_track_record_years", "if_chosen",
                                                  "effective_variants", "spread_ann", "luck_ann")}
@@ -581,7 +583,7 @@ def _output(frames: dict[str, pd.DataFrame], inside: Mapping[str, np.ndarray], c
         "scores": {name: float(value) for name, value in best.items()}, "index": index, **said,
     }
     numbers = {f"stack_{name}": summary["scores"][name] for name in ("log_loss", "gain_prior", "gain_logit", "ic")}
-    numbers |= {name: summary[name] for name in ("tradable_edge_ann", "sharpe", "deflated_sharpe", "pbo")}
+    numbers |= {name: summary[name] for name in ("tradable_edge_ann", "sharpe", "sharpe_low", "sharpe_high", "deflated_sharpe", "pbo")}
     return TaskOutput(
         frames={**frames, "chance": chance, "variants": variants}, documents={"summary": summary},
         rows={"trades": trade_rows(trades), "backtest_results": result_rows(table, equity, inside, trades)}, metrics=numbers)

@@ -112,7 +112,7 @@ def status(as_json: Json = False) -> None:
         say({"state": "empty"}, as_json, str(error))
         return
     with store.read() as conn:
-        last = (db.runs(conn, 1) or [None])[0]
+        last = (db.runs(conn, 1, kind="cycle") or [None])[0]
         lease, best = db.current_lease(conn), db.alias_target(conn, CHAMPION)
     settings, now = load_settings(), Clock().now()
     running = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > now else None

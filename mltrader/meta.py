@@ -683,7 +683,7 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
     Parameters
     ----------
     inputs : mapping
-        `features` (`features` [session, symbol, …], `feature_set` {warm_up}), `forest` and `boosting` (`model`, fitted on the columns of its
+        `features` (`features` [session, symbol, …, (bars)], all of them, or some with `bars`: how many there were so far; `feature_set` {warm_up}), `forest` and `boosting` (`model`, fitted on the columns of its
         `feature_names_in_`), `regimes` (`symbol_regimes` [session, symbol, regime]).
     learner : MetaLearner
     as_of : session
@@ -695,7 +695,8 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
     features, models = inputs["features"]["features"], {base: inputs[base]["model"] for base in BASES}
     now = (features["session"] == to_session(as_of)).to_numpy()
     today = features[now].reset_index(drop=True)
-    young = features.groupby("symbol", sort=False).cumcount().to_numpy()[now] < inputs["features"]["feature_set"]["warm_up"]
+    bars = features["bars"] - 1 if "bars" in features else features.groupby("symbol", sort=False).cumcount()
+    young = bars.to_numpy()[now] < inputs["features"]["feature_set"]["warm_up"]
     said = [model.predict_proba(_columns_of(today, base, model.feature_names_in_)) for base, model in models.items()]
     regimes = inputs["regimes"]["symbol_regimes"]
     keys = today[["session", "symbol"]].merge(regimes[["session", "symbol", "regime"]], how="left", on=["session", "symbol"])

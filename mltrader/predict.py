@@ -156,7 +156,8 @@ def record(store: Store, run_id: str, token: int, made: Prediction) -> int:
     """
     if made.in_hindsight:
         raise ConfigError(f"{made.name} has learned from {made.frame['session'].iloc[0].date()} or later sessions: said in hindsight, it is not recorded.")
-    rows = made.frame.assign(model_version=made.version, session=made.frame["session"].dt.date).to_dict("records")
+    known = [name for name in db.model_predictions.c.keys() if name in made.frame]
+    rows = made.frame[known].assign(model_version=made.version, session=made.frame["session"].dt.date).to_dict("records")
     with store.write() as conn:
         db.check_token(conn, token)
         db.set_as_of(conn, run_id, rows[0]["session"])

