@@ -890,7 +890,8 @@ def verdict(output: TaskOutput) -> str:
     on = f"at least as good as the better base model ({best}) on {round(s['path_share'] * n)} of {n} paths, {s['needed_share']:.0%} needed" if n else "too few sessions to tell"
     place = f"The stack {'earns its place' if s['model'] == 'stack' else f'does not earn its place, so the {best} is used'}: {on}."
     stacked, over = sum(model == "stack" for model in s["chosen"].values()), frames["gains"].set_index("over")
-    gained = ", ".join(f"{over.at[name, 'gain']:+.4f} [{over.at[name, 'low']:+.4f}, {over.at[name, 'high']:+.4f}] over the {name}" for name in (*BASES, "logit", "stack in every year"))
+    named = {"forest": "the forest", "boosting": "boosting", "logit": "the volatility logit", "stack in every year": "the stack in every year"}
+    gained = ", ".join(f"{over.at[name, 'gain']:+.4f} [{over.at[name, 'low']:+.4f}, {over.at[name, 'high']:+.4f}] over {words}" for name, words in named.items())
     held = frames["coverage"].set_index("group")
     shown = ", ".join(f"{group} {held.at[group, 'coverage']:.1%} [{held.at[group, 'low']:.1%}, {held.at[group, 'high']:.1%}]"
                       for group in (*TERCILES, *map(str, YEARS)) if group in held.index)
