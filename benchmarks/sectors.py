@@ -1,7 +1,7 @@
 """Does knowledge carry over to a sector that the model never saw? Each sector left out in turn, on the packaged panel.
 
-    python benchmarks/sectors.py            # boosting, lighter than the default recipe, every yearly fold: about ten minutes on one core
-    python benchmarks/sectors.py --quick    # fewer rounds, folds from 2015 on: under two minutes
+    python benchmarks/sectors.py            # boosting, lighter than the default recipe, every yearly fold: about seven minutes of one core
+    python benchmarks/sectors.py --quick    # fewer rounds, folds from 2015 on: a minute and a half of one core
     python benchmarks/sectors.py --json
 
 Every fold of the walk-forward is fitted once on all its rows and once without each sector; both are judged on that sector's rows of the test

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from mltrader import market, orchestrator, predict, registry, reports
+from mltrader import market, orchestrator, predict, refits, registry, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
@@ -262,3 +262,39 @@ def test_rolling_back_restores_the_exact_version_and_is_on_record(world):
     with world.store.read() as conn:
         assert (db.runs(conn)[0]["kind"], db.runs(conn)[0]["status"]) == ("rollback", "success") and db.count_looks(conn, registry.CHAMPION) == looks
     assert orchestrator.roll_back(world.store, load_settings(), now["name"]) == now["name"]  # and forth again, by name
+
+
+# --- the fits that the gate makes for itself -------------------------------------------------------------------------
+
+def products(world, number: int) -> dict:
+    return {task: reports.load_product(world.runs[number]["run_id"], task, world.store) for task in ("features", "regimes", "archive", "memory", "forest", "boosting", "meta")}
+
+
+def test_the_same_base_predictions_give_the_same_evaluation(world):
+    """`refits.restack` repeats what meta did: stacks, choices and temperatures of every fold, each from what was known at its cut-off."""
+    inputs, evaluation = products(world, 2), reports.load_product(world.runs[2]["run_id"], "meta", world.store)["evaluation"]
+    fresh = refits.joined([inputs[base]["out_of_fold"] for base in ("forest", "boosting")])
+    both = evaluation[["row", *PROBABILITIES]].merge(refits.restack(inputs, load_settings(**EASY), fresh), on="row", suffixes=("", "_again"))
+    assert len(both) == len(evaluation)
+    assert np.allclose(both[list(PROBABILITIES)], both[[f"{name}_again" for name in PROBABILITIES]], atol=1e-6)
+
+
+def test_a_fit_without_an_event_has_not_seen_it(world, monkeypatch):
+    """The rows given to the models, caught on their way: none overlaps the event, and what touches it is gone from the archive, too."""
+    inputs, settings, given = products(world, 0), load_settings(run={"as_of": "2021-12-31"}, **EASY), []
+    events = refits.events_of(inputs, settings)
+    real = refits.learned_from
+
+    def spy(rows, samples):
+        given.append(samples[["session", "label_known_at"]].iloc[rows["row"].to_numpy()])
+        return real(rows, samples)
+
+    monkeypatch.setattr(refits, "learned_from", spy)
+    made = refits.without_events({**inputs, "fold_cache": {}}, settings, "2021-12-31")
+    found = [name for name in events["event"] if name in set(made["event"])]
+    assert len(found) > 2 and len(given) == len(found)
+    for name, rows in zip(found, given, strict=True):
+        judged = made[made["event"] == name]["session"]
+        assert not ((rows["session"] <= judged.max()) & (rows["label_known_at"] >= judged.min())).any(), name
+    again = refits.without_events({**inputs, "fold_cache": {}}, settings.model_copy(update={"run": settings.run.model_copy(update={"threads": 2})}), "2021-12-31")
+    assert again.equals(made)  # threads change the time only
