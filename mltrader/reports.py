@@ -32,7 +32,7 @@ from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonic
 from .store import Store
 
 # %% ../nbs/51_reports.ipynb #5ebce5e0
-RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "splits", "replay", "forest", "boosting", "meta")
+RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "splits", "replay", "forest", "boosting", "tuning", "meta")
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ PIPELINE: dict[str, TaskSpec] = {
     "events": TaskSpec("22_events", ("market", "regimes", "drift"), ("events", "labels")),
     "archive": TaskSpec("21_archive", ("market", "features", "regimes", "labels", "events"), ("events", "labels", "memory")),
     "memory": TaskSpec("24_memory", ("market", "features", "regimes", "labels", "archive"), ("memory", "splits", "labels", "training")),
-    "forest": TaskSpec("31_forest", ("market", "features", "memory"), ("forest", "splits", "replay", "memory")),
-    "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "splits", "replay", "memory")),
+    "forest": TaskSpec("31_forest", ("market", "features", "memory"), ("forest", "tuning", "splits", "replay", "memory")),
+    "boosting": TaskSpec("32_boosting", ("market", "features", "memory"), ("boosting", "tuning", "splits", "replay", "memory")),
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory", "replay")),
     "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
-    "sectors": TaskSpec("41_sectors", ("market", "meta"), ("splits", "labels", "promotion")),
+    "sectors": TaskSpec("41_sectors", ("market", "meta", "backtest"), ("splits", "labels", "promotion")),
     "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
     "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
                           ("promotion", "training", *RECIPE_SECTIONS)),

@@ -38,6 +38,13 @@ def test_pipeline_lists_every_module_that_a_task_imports():
         assert {"inputs", "lock"} <= listed
 
 
+def test_what_makes_a_recipe_is_said_once():
+    """The gate's task may read exactly the sections that a recipe is made of."""
+    from mltrader import splits
+
+    assert reports.RECIPE_SECTIONS == splits.RECIPE_SECTIONS and set(splits.RECIPE_SECTIONS) <= set(reports.PIPELINE["promotion"].sections)
+
+
 def test_closure_is_what_python_imports():
     """Independent check: what importing a task's module really loads is in the computed closure."""
     for name in ("memory", "meta", "promotion"):
