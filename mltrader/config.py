@@ -308,7 +308,7 @@ class TuningSettings(Section):
                 section(**candidate)
         return self
 
-
+# %% ../nbs/01_config.ipynb #af03dc22
 class MetaSettings(Section):
     """The stack over forest and boosting."""
 

@@ -890,16 +890,22 @@ def verdict(output: TaskOutput) -> str:
     on = f"at least as good as the better base model ({best}) on {round(s['path_share'] * n)} of {n} paths, {s['needed_share']:.0%} needed" if n else "too few sessions to tell"
     place = f"The stack {'earns its place' if s['model'] == 'stack' else f'does not earn its place, so the {best} is used'}: {on}."
     stacked, over = sum(model == "stack" for model in s["chosen"].values()), frames["gains"].set_index("over")
-    gained = ", ".join(f"{over.at[name, 'gain']:+.4f} [{over.at[name, 'low']:+.4f}, {over.at[name, 'high']:+.4f}] over the {name}" for name in (*BASES, "logit", "stack in every year"))
+    named = {"forest": "the forest", "boosting": "boosting", "logit": "the volatility logit", "stack in every year": "the stack in every year"}
+    gained = ", ".join(_interval(over.loc[name], ("gain", "low", "high"), "+.4f") + f" over {words}" for name, words in named.items())
     held = frames["coverage"].set_index("group")
-    shown = ", ".join(f"{group} {held.at[group, 'coverage']:.1%} [{held.at[group, 'low']:.1%}, {held.at[group, 'high']:.1%}]"
-                      for group in (*TERCILES, *map(str, YEARS)) if group in held.index)
+    shown = ", ".join(f"{group} " + _interval(held.loc[group], ("coverage", "low", "high"), ".1%") for group in (*TERCILES, *map(str, YEARS)) if group in held.index)
     coverage = f"{held.at['all', 'coverage']:.1%}; {shown}" if "all" in held.index else "nothing that could be counted"
     apart = frames["abstention"].set_index("rows")
+    kinds = ". ".join(f"{name.capitalize()}: log-loss {row['log_loss']:.3f}, hit rate {row['hit_rate']:.3f}, IC " + _interval(row, ("ic", "ic_low", "ic_high"), "+.3f")
+                      for name, row in apart.iterrows())
     return (f"{place}\nForward, {s['first_fold']} to {s['last_fold']}, the stack was used in {stacked} of {len(s['chosen'])} years; log-loss gained a row (nats, 95 %): {gained}.\n"
-            f"Sets that promise {s['coverage']:.0%} held {coverage}.\nSilent on {s['abstain_share']:.0%} of rows. Kept: log-loss {apart.at['kept', 'log_loss']:.3f}, hit rate "
-            f"{apart.at['kept', 'hit_rate']:.3f}, IC {apart.at['kept', 'ic']:+.3f} [{apart.at['kept', 'ic_low']:+.3f}, {apart.at['kept', 'ic_high']:+.3f}]. Silent: {apart.at['silent', 'log_loss']:.3f}, "
-            f"{apart.at['silent', 'hit_rate']:.3f}, {apart.at['silent', 'ic']:+.3f} [{apart.at['silent', 'ic_low']:+.3f}, {apart.at['silent', 'ic_high']:+.3f}].")
+            f"Sets that promise {s['coverage']:.0%} held {coverage}.\nSilent on {s['abstain_share']:.0%} of rows. {kinds}.")
+
+
+def _interval(row: pd.Series, names: tuple[str, str, str], style: str) -> str:
+    """Estimate and bounds; a dash for what could not be measured."""
+    estimate, low, high = ("–" if np.isnan(row[name]) else f"{row[name]:{style}}" for name in names)
+    return f"{estimate} [{low}, {high}]"
 
 
 def figure(output: TaskOutput) -> "Figure":
