@@ -9,7 +9,8 @@ __all__ = ['STATUSES', 'MIN_COMMON', 'MAX_SHIFT', 'attribution', 'Rule', 'RULES'
            'worst_regime', 'kind_of', 'paired', 'champion', 'not_worse_in_parts', 'drift', 'without_event_losses',
            'memory', 'replay', 'several', 'sane_refit', 'enough_samples', 'not_built', 'accuracies', 'seed_thresholds',
            'chosen_rules', 'required_rules', 'apply_rules', 'decide', 'reasons', 'tradable', 'class_shares', 'identity',
-           'aged', 'gain_of_replay', 'challengers', 'gather', 'headline', 'verdict_frame', 'run', 'figure', 'table']
+           'aged', 'gain_of_replay', 'challengers', 'gather', 'headline', 'verdict_frame', 'run', 'figure', 'table',
+           'trading', 'crises']
 
 # %% ../nbs/43_promotion.ipynb #e4d6d154
 import math
@@ -659,10 +660,10 @@ def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None)
     whole = all(map(math.isfinite, (edge, low, high, blocks)))
     bound = lower_bound(Interval(edge, low, high, 0, 0, int(blocks)), rule.level / 2 / rule.looks, rule.level) if whole else _NAN
     sharpe, overfit, years, needed = (_number(backtest.get(name)) for name in ("deflated_sharpe", "pbo", "track_record_years", "min_track_record_years"))
-    asked = [("edge over an exposure-matched portfolio, lower bound a year", bound, 0.0, bound > 0),
+    asked = [("lower bound of the edge", bound, 0.0, bound > 0),
              ("deflated Sharpe ratio", sharpe, rule.min_deflated_sharpe, sharpe >= rule.min_deflated_sharpe),
-             ("probability of backtest overfitting", overfit, rule.max_pbo, overfit <= rule.max_pbo),
-             ("track record, years", years, needed, years >= needed)]
+             ("probability of overfitting", overfit, rule.max_pbo, overfit <= rule.max_pbo),
+             ("years of track record", years, needed, years >= needed)]
     criteria = [{"criterion": name, "observed": seen, "limit": limit, "status": "missing" if math.isnan(seen) or math.isnan(limit) else "passed" if good else "failed"}
                 for name, seen, limit, good in asked]
     refuted = whole and high < 0
@@ -842,7 +843,7 @@ def figure(output: TaskOutput) -> "Figure":
         left.plot(part["observed"], part.index, "o", color=color, label=status)
     left.plot(drawn["limit"], drawn.index, "|", color=figures.INK, ms=11, mew=1.8, label="limit")
     left.axvline(0, color=figures.MUTED, lw=0.8)
-    names = drawn["rule"].str.replace("_", " ").str.replace(":", ": ") + drawn["n_blocks"].map("  ({} blocks)".format)
+    names = _named(drawn["rule"]) + drawn["n_blocks"].map("  ({} blocks)".format)
     left.set_yticks(range(len(drawn)), names, fontsize=8.5)
     left.set_ylim(-0.7, len(drawn) - 0.3)
     left.set_xlabel("gain over the rule's baseline (nats a row; majority: share of hits)")
@@ -854,23 +855,28 @@ def figure(output: TaskOutput) -> "Figure":
     return picture
 
 
+def _named(rules: pd.Series) -> pd.Series:
+    """Names of rules as a reader sees them."""
+    return rules.str.replace("_", " ").str.replace(":", ": ")
+
+
 def _list_rules(ax: Any, rows: pd.DataFrame, colors: Mapping[str, str]) -> None:
     """Rules without an interval, as lines of text with a coloured mark."""
     ax.set_axis_off()
-    for i, row in enumerate(rows.itertuples(index=False)):
+    for i, row in enumerate(rows.assign(rule=_named(rows["rule"])).itertuples(index=False)):
         y = 1 - (i + 0.5) / max(len(rows), 1)
         both = math.isfinite(row.observed + row.limit)
         seen = f"{_short(row.observed)} against {_short(row.limit)}" if both else row.note
         ax.plot([0.02], [y], "o", color=colors[row.status], transform=ax.transAxes, clip_on=False)
         ax.text(
-            0.07, y, f"{row.rule.replace('_', ' ')}: {row.status}", transform=ax.transAxes, va="bottom", fontsize=8.5
+            0.07, y, f"{row.rule}: {row.status}", transform=ax.transAxes, va="bottom", fontsize=8.5
         )
-        ax.text(0.07, y, shorten(seen, 46, placeholder=' …'), transform=ax.transAxes, va="top", fontsize=7.5, color="#616e7c")
+        ax.text(0.07, y, shorten(seen, 62, placeholder=' …'), transform=ax.transAxes, va="top", fontsize=7.5, color="#616e7c")
 
 
 def _short(x: float) -> str:
     """A number as short as it can be read; nothing for NaN."""
-    return "" if not math.isfinite(x) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+    return "" if math.isnan(x) else "infinite" if math.isinf(x) else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 
 def table(output: TaskOutput) -> pd.DataFrame:
@@ -878,10 +884,32 @@ def table(output: TaskOutput) -> pd.DataFrame:
     verdicts = output.frames["verdicts"]
     stops = verdicts["blocks"] & (verdicts["status"] != "passed")
     frame = verdicts.assign(order=~stops).sort_values("order", kind="stable").reset_index(drop=True)
-    result = pd.DataFrame({"rule": frame["rule"].str.replace("_", " ").str.replace(":", ": "), "status": frame["status"]})
-    for name in ("observed", "limit", "low", "high"):
+    result = pd.DataFrame({"rule": _named(frame["rule"]), "status": frame["status"]})
+    for name in ("observed", "limit"):
         result[name] = frame[name].map(_short)
+    result["interval"] = [f"{_short(low)} to {_short(high)}" if math.isfinite(low) else "" for low, high in zip(frame["low"], frame["high"], strict=True)]
     result["p"] = frame["p"].map(lambda p: "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else "< 0.0001")
-    result["rows"], result["blocks of sessions"] = frame["n"].map("{:,}".format), frame["n_blocks"]
+    for name, column in (("rows", "n"), ("blocks", "n_blocks")):
+        result[name] = frame[column].map(lambda count: f"{count:,}" if count else "")
     result["stops"] = np.select([~frame["blocks"], frame["status"] == "passed"], ["no", "could"], "yes")
     return result.assign(why=frame["note"])
+
+
+def trading(output: TaskOutput) -> pd.DataFrame:
+    """What the answer on tradability rests on; the answer is the caption (`attrs`)."""
+    answer = output.documents["decision"]["tradable"]
+    shown = pd.DataFrame(answer["criteria"]).rename(columns={"criterion": "to be tradable"})
+    shown[["observed", "limit"]] = shown[["observed", "limit"]].map(_short)
+    shown.attrs["caption"] = answer["statement"]
+    return shown
+
+
+def crises(output: TaskOutput) -> pd.DataFrame:
+    """How well the recipe predicts each crisis that it has not learned from: log-loss (nats), and that of the crisis's own class shares, known to nobody at the time."""
+    found = output.frames["without_event"]
+    shares = pd.crosstab(found["event"], found["label"], normalize="index").reindex(columns=range(len(CLASSES)), fill_value=0.0)
+    proba = found[_columns("proba")].to_numpy(dtype=float)
+    rows = found.assign(loss=losses(found, _columns("proba")), own=log_loss_rows(found["label"], shares.loc[found["event"]]), hit=proba.argmax(axis=1) == found["label"])
+    table = rows.groupby("event", sort=False).agg(rows=("loss", "size"), sessions=("session", "nunique"), loss=("loss", "mean"), own=("own", "mean"), hit=("hit", "mean"))
+    names = {"loss": "log-loss, not learned", "own": "log-loss of its class shares", "hit": "hit rate"}
+    return table.round(3).rename(columns=names).rename(index=lambda name: name.replace("_", " ")).rename_axis("crisis").reset_index()
