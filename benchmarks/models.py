@@ -136,7 +136,7 @@ def stage(inputs: dict[str, Any], as_of: pd.Timestamp) -> dict[str, float]:
 def early_stopping(inputs: dict[str, Any], as_of: pd.Timestamp) -> splits.Interval:
     """Gain in log-loss over all years of finding the number of rounds on a purged tail, over the setting (nats; positive: better)."""
     found = {}
-    for name, more in (("off", {}), ("on", {"rounds": 3 * BoostingSettings().rounds, "early_stopping": 20})):
+    for name, more in (("off", {}), ("on", {"rounds": 2 * BoostingSettings().rounds, "early_stopping": 20})):
         frame = boosting.run({**inputs, "fold_cache": {}}, Settings(run={"threads": 2}, boosting=more), as_of).frames["out_of_fold"]
         found[name] = splits.log_loss_rows(inputs["memory"]["samples"]["label"].to_numpy()[frame["row"]], frame[list(PROBABILITIES)])
     session = inputs["memory"]["samples"]["session"].to_numpy()[frame["row"]]

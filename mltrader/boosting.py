@@ -79,7 +79,8 @@ class XGBoostModel(BaseModel):
         values = predict_inputs(self, X)
         if not len(values):
             return np.empty((0, len(CLASSES)))
-        return self.booster_.inplace_predict(values, missing=np.nan).astype(np.float64)
+        proba = self.booster_.inplace_predict(values, missing=np.nan).astype(np.float64)
+        return proba / proba.sum(axis=1, keepdims=True)  # float32 sums to 1 within 1e-7 only
 
     def loss_curve(self, X: Any, y: Any, steps: int = 10) -> np.ndarray:
         """Log-loss (nats) of the rows it was fitted on, as rounds are added: array of shape (n_rows, steps)."""

@@ -278,7 +278,7 @@ class ForestSettings(Section):
 class BoostingSettings(Section):
     """XGBoost."""
 
-    rounds: int = Field(80, ge=1)
+    rounds: int = Field(120, ge=1)
     max_depth: int = Field(4, ge=1)
     learning_rate: float = Field(0.05, gt=0, le=1)
     max_bin: int = Field(64, ge=2)

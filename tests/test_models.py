@@ -24,7 +24,7 @@ from mltrader.core import CLASSES, DataError, IntegrityError
 from mltrader.forest import RandomForestModel
 
 FOREST = ForestSettings(n_estimators=12, min_samples_leaf=3, max_samples=0.8)
-BOOSTING = BoostingSettings(rounds=12, learning_rate=0.3, min_child_weight=1.0)
+BOOSTING = BoostingSettings(rounds=12, learning_rate=0.3, min_child_weight=1.0, max_samples=0.8, colsample_bytree=0.7)
 MODELS = {"forest": lambda **k: RandomForestModel(FOREST, **k), "boosting": lambda **k: XGBoostModel(BOOSTING, **k)}
 
 
