@@ -131,9 +131,10 @@ def restack(
     samples, plan, folds = (inputs["memory"][name] for name in ("samples", "plan", "folds"))
     if bases is None:
         bases = {base: reopen(inputs[base]["out_of_fold"], inputs[base]["recipe"], samples, plan, folds) for base in BASES}
-    raw, made = stack_out_of_fold(bases, samples, folds, settings.meta, inputs.get("fold_cache")), []
+    cache, made = inputs.get("fold_cache"), []
+    raw = stack_out_of_fold(bases, samples, folds, settings.meta, cache)
     for fold in folds[folds["fold"].isin(raw.frame["fold"])].itertuples():
-        learner, own = MetaLearner(settings.meta).fit(bases, samples, fold.cutoff, raw), parts[parts["fold"] == fold.fold]
+        learner, own = MetaLearner(settings.meta).fit(bases, samples, fold.cutoff, raw, cache=cache), parts[parts["fold"] == fold.fold]
         regime = samples["regime"].iloc[own["row"].to_numpy()]
         proba = learner.predict_proba(own[list(INPUTS)].reset_index(drop=True), regime.reset_index(drop=True))
         made.append(own[["row", "fold"]].assign(**dict(zip(PROBABILITIES, proba.T, strict=True))))
