@@ -20,7 +20,7 @@ from .store import Store
 
 # %% ../nbs/50_registry.ipynb #54ebbbe2
 CHAMPION, CHALLENGER = "champion", "challenger"
-LIBRARIES: tuple[str, ...] = ("numpy", "pandas", "scikit-learn", "xgboost-cpu", "scipy", "skops")
+LIBRARIES: tuple[str, ...] = ("numpy", "pandas", "scikit-learn", "xgboost-cpu", "scipy", "numba")
 
 
 def library_versions() -> dict[str, str]:
