@@ -620,7 +620,7 @@ def figure(output: TaskOutput) -> "Figure":
                   f"{rates['equal_weight']:.1f} %, the index {rates['index']:.1f} %")
     bottom.plot(equity["session"], 100 * equity["difference"].cumsum(), color=figures.PALETTE[5])
     bottom.axhline(0, color=figures.MUTED, lw=0.8)
-    low, high, sign = 100 * summary["low"], 100 * summary["high"], "above" if summary["low"] > 0 else "not above"
+    low, high, sign = 100 * summary["low"], 100 * summary["high"], "above" if summary["low"] > 0 else "below" if summary["high"] < 0 else "not above"
     bottom.set(ylabel="sum of differences, %", xlabel="session", title=f"Exposure-matched edge {sign} zero: "
                f"{100 * summary['tradable_edge_ann']:+.1f} % a year ({low:+.1f} to {high:+.1f})")
     return shape
@@ -633,8 +633,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
         "period": found["period"].str.replace("_", " "), "portfolio": found["portfolio"].str.replace("_", " "),
         "return % a year": (100 * found["return_ann"]).round(1),
         "volatility %": (100 * found["volatility_ann"]).round(1),
-        "Sharpe": found["sharpe"].round(2),
-        "Sharpe low": found["sharpe_low"].round(2), "Sharpe high": found["sharpe_high"].round(2),
+        "Sharpe (interval)": [f"{one.sharpe:.2f} ({one.sharpe_low:.2f} to {one.sharpe_high:.2f})" for one in found.itertuples()],
         "Sortino": found["sortino"].round(2), "Calmar": found["calmar"].round(2),
         "max drawdown %": (100 * found["max_drawdown"]).round(1), "turnover a year": found["turnover_ann"].round(1),
         "exposure": found["exposure"].round(2), "sessions": found["n_sessions"],

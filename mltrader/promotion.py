@@ -476,7 +476,7 @@ def memory(evidence: Evidence) -> list[Verdict]:
             interval = replace(interval, high=-float(worse[tested.index(name)]))
             note = f"log-loss gained over the champion's recipe, both without the event; harmed if the interval lies below 0 (adjusted p {_p_value(p)})"
         verdict = _judge(evidence, "memory" if whole else f"memory:{name}", interval, 0.0, not interval.high < 0, note, name, name in tested, p)
-        verdicts.append(verdict if name in tested or whole else replace(verdict, note=note))
+        verdicts.append(verdict if name in tested or whole else replace(verdict, low=_NAN, high=_NAN, note=note))
     return verdicts[::-1]
 
 
@@ -829,30 +829,41 @@ _WORDS: dict[str, str] = {
 
 
 def figure(output: TaskOutput) -> "Figure":
-    """Each rule's observation with its interval against its limit, coloured by status."""
+    """Each rule's observation with its interval against its limit, coloured by status; comparisons with the champion on a scale of their own."""
     from mltrader import figures
 
     verdicts, decision = output.frames["verdicts"], output.documents["decision"]
-    bare = verdicts["low"].isna()
-    drawn, listed = verdicts[~bare].iloc[::-1].reset_index(drop=True), verdicts[bare]
-    height = 1.4 + 0.27 * max(len(drawn), 1.6 * len(listed))
-    picture, (left, right) = figures.new(1, 2, height=height, width=10.4, gridspec_kw={"width_ratios": [2.0, 1.0]})
-    for status, part in drawn.groupby("status"):
-        color = figures.STATUS_COLORS[status]
-        left.hlines(part.index, part["low"], part["high"], color=color, lw=2)
-        left.plot(part["observed"], part.index, "o", color=color, label=status)
-    left.plot(drawn["limit"], drawn.index, "|", color=figures.INK, ms=11, mew=1.8, label="limit")
-    left.axvline(0, color=figures.MUTED, lw=0.8)
-    names = _named(drawn["rule"]) + drawn["n_blocks"].map("  ({} blocks)".format)
-    left.set_yticks(range(len(drawn)), names, fontsize=8.5)
-    left.set_ylim(-0.7, len(drawn) - 0.3)
-    left.set_xlabel("gain over the rule's baseline (nats a row; majority: share of hits)")
-    left.legend(loc="lower right")
-    _list_rules(right, listed, figures.STATUS_COLORS)
+    drawn = verdicts["low"].notna()
+    theirs = drawn & verdicts["rule"].str.split(":").str[0].isin(COMPARISONS)
+    groups = [(verdicts[drawn & ~theirs], "gain over the rule's baseline (nats a row; majority: share of hits)"),
+              (verdicts[theirs], "gain over the champion (nats a row)")][: 1 + int(theirs.any())]
+    sizes = [len(rows) + 2.5 for rows, _ in groups]
+    height = 1.0 + max(0.27 * sum(sizes), 0.43 * int((~drawn).sum()))
+    picture, axes = figures.new(len(groups), 2, height=height / len(groups), width=11.0, squeeze=False,
+                                gridspec_kw={"width_ratios": [2.0, 1.0], "height_ratios": sizes})
+    for ax, (rows, label) in zip(axes[:, 0], groups, strict=True):
+        _draw_rules(ax, rows.iloc[::-1].reset_index(drop=True), label, figures)
+    axes[0, 0].legend(loc="lower right")
+    grid = axes[0, 1].get_gridspec()
+    for ax in axes[:, 1]:
+        ax.remove()
+    _list_rules(picture.add_subplot(grid[:, 1]), verdicts[~drawn], figures.STATUS_COLORS)
     prior, logit = (decision["headline"][name] for name in ("gain_over_prior", "gain_over_logit"))
     title = f"{_WORDS[decision['verdict']]}; {prior:+.3f} nats a row over the prior, {logit:+.3f} over the logit"
     picture.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return picture
+
+
+def _draw_rules(ax: Any, rows: pd.DataFrame, label: str, figures: Any) -> None:
+    """Rules with an interval, one a line."""
+    for status, part in rows.groupby("status"):
+        color = figures.STATUS_COLORS[status]
+        ax.hlines(part.index, part["low"], part["high"], color=color, lw=2)
+        ax.plot(part["observed"], part.index, "o", color=color, label=status)
+    ax.plot(rows["limit"], rows.index, "|", color=figures.INK, ms=11, mew=1.8, label="limit")
+    ax.axvline(0, color=figures.MUTED, lw=0.8)
+    ax.set_yticks(range(len(rows)), _named(rows["rule"].str.replace("champion:", "")) + rows["n_blocks"].map("  ({} blocks)".format), fontsize=8.5)
+    ax.set(ylim=(-0.7, len(rows) - 0.3), xlabel=label)
 
 
 def _named(rules: pd.Series) -> pd.Series:
@@ -884,14 +895,14 @@ def table(output: TaskOutput) -> pd.DataFrame:
     verdicts = output.frames["verdicts"]
     stops = verdicts["blocks"] & (verdicts["status"] != "passed")
     frame = verdicts.assign(order=~stops).sort_values("order", kind="stable").reset_index(drop=True)
-    result = pd.DataFrame({"rule": _named(frame["rule"]), "status": frame["status"]})
+    stopped = frame["blocks"] & (frame["status"] != "passed")
+    result = pd.DataFrame({"rule": _named(frame["rule"]), "status": frame["status"].where(~stopped, frame["status"] + ", stops it")})
     for name in ("observed", "limit"):
         result[name] = frame[name].map(_short)
     result["interval"] = [f"{_short(low)} to {_short(high)}" if math.isfinite(low) else "" for low, high in zip(frame["low"], frame["high"], strict=True)]
     result["p"] = frame["p"].map(lambda p: "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else "< 0.0001")
     for name, column in (("rows", "n"), ("blocks", "n_blocks")):
         result[name] = frame[column].map(lambda count: f"{count:,}" if count else "")
-    result["stops"] = np.select([~frame["blocks"], frame["status"] == "passed"], ["no", "could"], "yes")
     return result.assign(why=frame["note"])
 
 
