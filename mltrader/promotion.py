@@ -729,7 +729,8 @@ def challengers(inputs: Mapping[str, Mapping[str, Any]]) -> dict[str, pd.DataFra
             continue
         judged, columns = (evaluation, _columns("prior")) if old is None else (old, _columns(name))
         benchmark = pd.Series(losses(judged, columns)).groupby(judged["session"].to_numpy()).mean()
-        found[name] = inputs[name]["candidate_losses"].set_index("session").assign(benchmark=benchmark).dropna()
+        losses_of = inputs[name]["candidate_losses"].set_index("session").drop(columns="n_rows")
+        found[name] = losses_of.assign(benchmark=benchmark).dropna()
     return found
 
 

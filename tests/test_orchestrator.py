@@ -37,7 +37,7 @@ def world(tmp_path_factory):
             fits.append(len(list((folder / "folds").glob("*.json"))))
             return made
 
-        other = {"boosting": {"rounds": 40}}
+        other = {"boosting": {"rounds": 40}, "tuning": {"boosting": [{"learning_rate": 0.2}], "min_folds": 1}}  # two candidates compete
         runs = [cycle("2021-12-31"), cycle("2021-12-31", **other)]
         second = registry.champion(Store(), "2021-12-31")["name"] == "production_v2"
         runs.append(cycle("2022-03-31", **(other if second else {})))
@@ -61,7 +61,9 @@ def test_another_recipe_is_decided_against_the_champion(world):
     found = rules(world, 1)
     assert found["gate"]["kind"] == "new_recipe" and found["champion"]["n"] > 1000
     assert {found["champion"]["status"], found["drift"]["status"]} <= {"passed", "failed"}
-    assert found["gate"]["champion_before"] and found["gate"]["trials"] == 2
+    assert found["gate"]["champion_before"] and found["gate"]["trials"] == 4  # the first, two candidates, and this one
+    several = found["several:boosting"]
+    assert several["status"] in ("passed", "failed", "insufficient") and several["n"] > 500 and "none of the 2 candidates" in several["note"]
     assert (found["gate"]["look"], found["gate"]["alpha"]) == (1, pytest.approx(0.025 / 24))  # the first of the first champion's reign
     memory = {name: rule for name, rule in found.items() if name.split(":")[0] == "memory"}
     assert memory["memory"]["n"] > 300 and memory["memory"]["status"] in ("passed", "failed", "insufficient") and len(memory) > 2  # by event, and pooled
@@ -97,7 +99,7 @@ def test_unchanged_folds_come_from_the_cache(world):
     folds = {task: reports.load_product(world.runs[1]["run_id"], task, world.store)[table]["fold"].nunique() for task, table in tables.items()}
     events = reports.load_product(world.runs[1]["run_id"], "promotion", world.store)["without_event"]["event"].nunique()
     paths = folds["meta"] + 1  # on which the stack earns its place, at every cut-off and at the end
-    assert events > 2 and world.fitted[1] == folds["boosting"] + folds["meta"] + paths + events
+    assert events > 2 and world.fitted[1] == 2 * folds["boosting"] + folds["meta"] + paths + events  # two candidates
     first, second = (reports.load_product(run["run_id"], "forest", world.store)["out_of_fold"] for run in world.runs[:2])
     assert first.equals(second)
 
