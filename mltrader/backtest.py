@@ -440,7 +440,7 @@ def odds(name: str, net: np.ndarray, others: np.ndarray, n_trials: int, ask: Map
     best, chosen = luck.expected_maximum(n_trials, spread), luck.expected_maximum(n_trials * alike, track.error if track.error > 0 else 0.0)
     sharpe, low, high = sharpe_interval(net, **ask)
     year = np.sqrt(SESSIONS_A_YEAR)
-    return {"series": name, "sharpe": sharpe, "sharpe_low": low, "sharpe_high": high, "psr": track.probability(), "n_trials": n_trials,
+    return {"series": name, "sharpe": sharpe, "sharpe_low": low, "sharpe_high": high, "sharpe_error": track.error * year, "psr": track.probability(), "n_trials": n_trials,
             "spread_ann": spread * year, "luck_ann": best * year, "deflated_sharpe": track.probability(best),
             "track_record_years": len(net) / SESSIONS_A_YEAR,
             "min_track_record_years": track.sessions_needed(best, ask["level"]) / SESSIONS_A_YEAR,
@@ -566,7 +566,8 @@ def _chance(equity: pd.DataFrame, inside: np.ndarray, kin: Family, trials: tuple
     edge = chance.iloc[0]
     said = {name: float(edge[name]) for name in ("psr", "deflated_sharpe", "track_record_years", "min_track_record_years", "if_chosen",
                                                  "effective_variants", "spread_ann", "luck_ann")}
-    said |= {"edge_sharpe": float(edge["sharpe"]), "edge_sharpe_low": float(edge["sharpe_low"]), "edge_sharpe_high": float(edge["sharpe_high"])}
+    said |= {"edge_sharpe": float(edge["sharpe"]), "edge_sharpe_low": float(edge["sharpe_low"]), "edge_sharpe_high": float(edge["sharpe_high"]),
+             "edge_sharpe_error": float(edge["sharpe_error"])}
     return chance, variants, {
         **said, "n_trials": trials[0], "trials_from": trials[1], "n_configurations": len(variants),
         "pbo": float("nan") if found is None else found.pbo, "pbo_loss": float("nan") if found is None else found.loss,

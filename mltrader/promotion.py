@@ -8,14 +8,15 @@ __all__ = ['STATUSES', 'MIN_COMMON', 'MAX_SHIFT', 'attribution', 'Rule', 'RULES'
            'allowed', 'beats_prior', 'not_worse_than_logit', 'hits', 'not_worse_than_majority', 'calibrated', 'parts',
            'worst_regime', 'kind_of', 'paired', 'champion', 'not_worse_in_parts', 'drift', 'without_event_losses',
            'memory', 'replay', 'several', 'sane_refit', 'enough_samples', 'not_built', 'accuracies', 'seed_thresholds',
-           'chosen_rules', 'required_rules', 'apply_rules', 'decide', 'reasons', 'tradable', 'class_shares', 'identity',
-           'aged', 'gain_of_replay', 'challengers', 'gather', 'headline', 'verdict_frame', 'run', 'figure', 'table',
-           'trading', 'crises']
+           'chosen_rules', 'required_rules', 'apply_rules', 'decide', 'reasons', 'deflate', 'tradable', 'class_shares',
+           'identity', 'aged', 'gain_of_replay', 'challengers', 'gather', 'headline', 'verdict_frame', 'run', 'figure',
+           'table', 'trading', 'crises']
 
 # %% ../nbs/43_promotion.ipynb #e4d6d154
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from statistics import NormalDist
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ from mltrader.core import (
 )
 from .forgetting import POOLED
 from .forgetting import gains as event_gains
+from .luck import expected_maximum
 from .refits import age_of, memory_of, restack, stale_predictions, without_events, without_replay
 from .significance import holm_bounds, lower_bound, p_above, spent, superior
 from .splits import Interval, calibration_error, log_loss_rows, recipe, session_interval
@@ -639,15 +641,27 @@ def _observation(verdict: Verdict) -> str:
     return f"{verdict.observed:.3g}{interval} against {verdict.limit:.3g}; "
 
 # %% ../nbs/43_promotion.ipynb #5e765eec
-def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None) -> dict[str, Any]:
+def deflate(backtest: Mapping[str, Any], trials: int, level: float) -> tuple[float, float]:
+    """Deflated Sharpe ratio of the edge with `trials` in the ledger, and the years of track record that it needs; NaN where something is missing."""
+    ratio, error, spread, years = (_number(backtest.get(name)) for name in ("edge_sharpe", "edge_sharpe_error", "spread_ann", "track_record_years"))
+    if not (all(map(math.isfinite, (ratio, error, spread, years))) and error > 0 and spread >= 0):
+        return _NAN, _NAN
+    lead, normal = ratio - expected_maximum(trials, spread), NormalDist()
+    needed = (1 + (252 * years - 1) * (error * normal.inv_cdf(1 - level) / lead) ** 2) / 252 if lead > 0 else math.inf
+    return normal.cdf(lead / error), needed
+
+
+def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None, trials: int = 1) -> dict[str, Any]:
     """Whether the candidate's direction can be traded on: verdict, statement, and what it rests on.
 
     Parameters
     ----------
     backtest : mapping
         Document `summary` of the backtest: `tradable_edge_ann` with `low`, `high` (fraction a year, at `level`) and `n_blocks`;
-        `deflated_sharpe`, `pbo` (probabilities), `track_record_years`, `min_track_record_years`, `n_trials`.
+        `edge_sharpe` with `edge_sharpe_error` and `spread_ann` (a year), `pbo`, `track_record_years`.
     rule : PromotionSettings, optional
+    trials : int
+        In the ledger now, this one included: the backtest's own count knows only runs of earlier sessions.
 
     Returns
     -------
@@ -659,7 +673,8 @@ def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None)
     edge, low, high, blocks = (_number(backtest.get(name)) for name in ("tradable_edge_ann", "low", "high", "n_blocks"))
     whole = all(map(math.isfinite, (edge, low, high, blocks)))
     bound = lower_bound(Interval(edge, low, high, 0, 0, int(blocks)), rule.level / 2 / rule.looks, rule.level) if whole else _NAN
-    sharpe, overfit, years, needed = (_number(backtest.get(name)) for name in ("deflated_sharpe", "pbo", "track_record_years", "min_track_record_years"))
+    sharpe, needed = deflate(backtest, trials, rule.level)
+    overfit, years = (_number(backtest.get(name)) for name in ("pbo", "track_record_years"))
     asked = [("lower bound of the edge", bound, 0.0, bound > 0),
              ("deflated Sharpe ratio", sharpe, rule.min_deflated_sharpe, sharpe >= rule.min_deflated_sharpe),
              ("probability of overfitting", overfit, rule.max_pbo, overfit <= rule.max_pbo),
@@ -799,7 +814,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     decision = {
         "verdict": verdict,
         "reasons": reasons(verdicts, verdict),
-        "tradable": tradable(evidence.backtest, settings.promotion),
+        "tradable": tradable(evidence.backtest, settings.promotion, evidence.trials),
         **evidence.candidate,
         "recipe": recipe(settings, inputs["features"]["feature_set"]["version"]),
         "champion": None if evidence.champion is None else evidence.champion.get("name"),

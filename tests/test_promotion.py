@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from mltrader import promotion, significance
+from mltrader import luck, promotion, significance
 from mltrader.config import PromotionSettings, Settings, TrainingSettings
 from mltrader.core import REGIMES, ConfigError, DataError, digest_json
 from mltrader.promotion import Evidence, Verdict, apply_rules, decide
@@ -608,17 +608,30 @@ def test_rules_are_chosen_by_name_and_the_champion_is_always_asked():
 # --- tradable, and the whole run -------------------------------------------------------------------------------------
 
 EDGE_SHOWN = {"tradable_edge_ann": 0.5, "low": 0.4, "high": 0.6, "n_blocks": 100}
-ALL_SHOWN = {**EDGE_SHOWN, "deflated_sharpe": 0.95, "pbo": 0.2, "track_record_years": 5.0, "min_track_record_years": 5.0}
+ALL_SHOWN = {**EDGE_SHOWN, "edge_sharpe": 1.0, "edge_sharpe_error": 0.4, "spread_ann": 0.3, "pbo": 0.2, "track_record_years": 5.0}
 
 
 @pytest.mark.parametrize("document", [
     {}, {"tradable_edge_ann": NAN, "low": NAN, "high": NAN}, EDGE_SHOWN, {"tradable_edge_ann": 0.5}, {**ALL_SHOWN, "tradable_edge_ann": None},
-    *({**ALL_SHOWN, name: value} for name in ("deflated_sharpe", "pbo", "track_record_years", "min_track_record_years", "n_blocks") for value in (NAN, None)),
-    {**ALL_SHOWN, "deflated_sharpe": 0.9499}, {**ALL_SHOWN, "pbo": 0.2001}, {**ALL_SHOWN, "track_record_years": 4.99}, {**ALL_SHOWN, "low": 0.15}])
+    *({**ALL_SHOWN, name: value} for name in ("edge_sharpe", "edge_sharpe_error", "spread_ann", "pbo", "track_record_years", "n_blocks") for value in (NAN, None, float("inf"))),
+    {**ALL_SHOWN, "edge_sharpe": 0.65}, {**ALL_SHOWN, "edge_sharpe_error": 0.0}, {**ALL_SHOWN, "pbo": 0.2001}, {**ALL_SHOWN, "low": 0.15}])
 def test_whatever_is_missing_or_fails_is_not_tradable(document):
     found = promotion.tradable(document)
     assert found["verdict"] == "not shown" and "not tradable" in found["statement"]
     assert {one["status"] for one in found["criteria"]} & {"missing", "failed"}
+
+
+def test_the_ledger_deflates_what_the_backtest_counted_once(monkeypatch):
+    """The same numbers as the module of luck gives for the series itself, with the ledger's count."""
+    rng = np.random.default_rng(4)
+    net = rng.normal(0.0008, 0.01, 1500)
+    track, year = luck.Track.of(net, 28), np.sqrt(252)
+    said = {**ALL_SHOWN, "edge_sharpe": track.ratio * year, "edge_sharpe_error": track.error * year, "spread_ann": 0.02 * year, "track_record_years": len(net) / 252}
+    for trials in (1, 7, 200):
+        sharpe, years = promotion.deflate(said, trials, 0.05)
+        assert sharpe == pytest.approx(luck.deflated_sharpe(net, trials, 0.02, 28))
+        assert years == pytest.approx(track.sessions_needed(luck.expected_maximum(trials, 0.02)) / 252)
+    assert promotion.tradable(ALL_SHOWN)["verdict"] == "tradable" and promotion.tradable(ALL_SHOWN, trials=100)["verdict"] == "not shown"
 
 
 def test_tradable_and_refuted():
