@@ -10,6 +10,7 @@ __all__ = ['MAGIC', 'COLUMNS', 'Fit', 'Walk', 'UnfittedError', 'BaseModel', 'lea
 # %% ../nbs/31_forest.ipynb #d1b09bf9
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -348,7 +349,8 @@ def _load(cls: type, data: bytes) -> Any:
 def component_recipe(settings: Settings) -> dict[str, Any]:
     """What the forest's predictions depend on beside the data: settings, seed, code."""
     return {"component": "forest", "settings": settings.forest.model_dump(mode="json"), "seed": seed_for("forest", settings.run.seed),
-            "classes": list(CLASSES), "replay": replay_recipe(settings), "code": digest_modules("checks", "forest", "replay", "trees")}
+            "classes": list(CLASSES), "replay": replay_recipe(settings), "numpy": np.__version__, "numba": version("numba"),
+            "code": digest_modules("checks", "forest", "kernels", "replay", "trees")}
 
 
 Fit = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame, int], Any]  # (X, y, weight and uniqueness of each row, threads) -> fitted model

@@ -21,6 +21,7 @@ from .config import ReplaySettings, Settings
 from .core import CLASSES, PROBABILITIES, SESSION_DTYPE, ConfigError, OutOfFold, map_blocks, to_session
 from .memory import REFIT, HybridMemory, market_state
 from .meta import BASES, INPUTS, MetaLearner, stack_out_of_fold
+from .replay import Replay
 from .splits import check_probabilities, fold_key, learned_from, leave_one_event_out, out_of_fold, reopen
 from .tuning import DEFAULT, variants
 
@@ -85,7 +86,9 @@ def base_predictions(inputs: Mapping[str, Mapping[str, Any]], settings: Settings
         def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame, fit: forest.Fit = fit) -> np.ndarray:
             return fit(X, y, rows, 1).predict_proba(X_test)
 
-        made = out_of_fold(samples, names, plan, folds[used == variant], fit_predict, recipe, cache, settings.splits.min_train_rows, settings.run.threads)
+        own = folds[used == variant]
+        replay = Replay(settings, samples, own, inputs["features"]["feature_set"]["version"]) if settings.replay.mode == "errors" else None
+        made = out_of_fold(samples, names, plan, own, fit_predict, recipe, cache, settings.splits.min_train_rows, settings.run.threads, replay)
         parts.append(made.frame)
     return pd.concat(parts, ignore_index=True).sort_values("row", ignore_index=True)
 

@@ -68,7 +68,8 @@ def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token
     LeaseError
         If this run lost its lease, or the champion changed in the meantime.
     """
-    for name, entry in manifest["components"].items():
+    kept = {name: manifest[name] for name in ("evaluation", "without_event") if manifest.get(name)}  # the next challenger is compared with them
+    for name, entry in {**manifest["components"], **kept}.items():
         if fault := artifacts.verify(entry["sha256"]):
             raise IntegrityError(f"The candidate's {name} is not whole, nothing was promoted: {fault}")
     as_of = _session_date(decision["as_of"])

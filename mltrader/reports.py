@@ -32,7 +32,7 @@ from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonic
 from .store import Store
 
 # %% ../nbs/51_reports.ipynb #5ebce5e0
-RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "splits", "replay", "forest", "boosting", "tuning", "meta")
+RECIPE_SECTIONS: tuple[str, ...] = ("labels", "regimes", "events", "memory", "splits", "replay", "forest", "boosting", "tuning", "meta", "universe")
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def candidate_decision(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
     """The gate's document with what the registry needs beside it."""
     evaluation = task.inputs["meta"]._entries["evaluation"]["content_digest"]
     return {**decision, "as_of": to_session(task.as_of).date(), "data_digest": evaluation, "feature_set": task.inputs["features"]["feature_set"]["version"],
-            "score": decision.get("headline", {}).get("gain_over_prior", float("nan"))}
+            "score": decision.get("log_loss", float("nan"))}
 
 
 def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
         "feature_set": inputs["features"]["feature_set"]["version"], "features": inputs["features"]["feature_set"]["names"], "dtype": "float32",
         "data": {name: inputs[task_name]._entries[name]["content_digest"] for task_name, name in (("market", "panel"), ("memory", "samples"))},
         "code": digest_json(code_digests(project_root())), "trials": int(decision["trials"]), "look": int(decision["look"]), "alpha": decision["alpha"],
-        "recipe": decision["recipe"], "reference": {"reference_start": start.date(), "reference_end": end.date()},
+        "gate": decision["gate"], "recipe": decision["recipe"], "reference": {"reference_start": start.date(), "reference_end": end.date()},
         "training": inputs["memory"]["composition"], "headline": decision.get("headline", {}), "libraries": registry.library_versions(),
     }
     return json.loads(canonical_json(db.clean(document)))
@@ -451,13 +451,13 @@ def _show_whole_tables() -> None:
 def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None) -> dict[str, Any]:
     """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included."""
     if store is None:
-        return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1}}
+        return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
     record = registry.champion(store)
     with store.read() as conn:
-        trials, looks = db.count_trials(conn), db.count_looks(conn, registry.CHAMPION, run_id)
+        trials, (looks, spent) = db.count_trials(conn), db.looks_of_reign(conn, registry.CHAMPION, run_id)
     manifest = record["manifest"] if record else {}
     kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "without_event")}
-    return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1}}
+    return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1, "spent": spent}}
 
 # %% ../nbs/51_reports.ipynb #cee34714
 PAGE_STYLE = """

@@ -10,10 +10,10 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
            'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
            'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
-           'record_trial', 'count_trials', 'count_looks', 'add_version', 'add_gate_row', 'move_alias', 'alias_target',
-           'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged',
-           'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events', 'add_archived',
-           'archived_events', 'sector_cells']
+           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
+           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
+           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events',
+           'add_archived', 'archived_events', 'sector_cells']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -597,15 +597,18 @@ def count_trials(conn: sa.Connection, before: Any = None) -> int:
     return conn.execute(query).scalar_one()
 
 
-def count_looks(conn: sa.Connection, alias: str, run_id: str | None = None) -> int:
-    """Decisions of the gate in the reign of the present holder of `alias`, those of `run_id` left out.
+def looks_of_reign(conn: sa.Connection, alias: str, run_id: str | None = None) -> tuple[int, float]:
+    """Decisions of the gate in the reign of the present holder of `alias`, and the error probability they were allowed together; those of `run_id` left out.
 
-    A reign begins with a promotion. A rollback begins none: the looks at which the earlier champion was nearly replaced still count.
+    A reign begins with the promotion that its holder comes from. A rollback begins none: all looks since that promotion count, also those under the champion that was rolled back.
     """
-    began = sa.select(sa.func.max(alias_moves.c.gate_id)).where(alias_moves.c.alias == alias, alias_moves.c.kind == "promotion").scalar_subquery()
-    table = model_promotion_history
-    query = sa.select(sa.func.count()).select_from(table).where(table.c.id > sa.func.coalesce(began, 0))
-    return conn.execute(query if run_id is None else query.where(table.c.run_id != run_id)).scalar_one()
+    moved, origin, table = alias_moves.alias(), alias_moves.alias(), model_promotion_history
+    began = (sa.select(sa.func.coalesce(moved.c.gate_id, origin.c.gate_id))
+             .select_from(model_aliases.join(moved, moved.c.id == model_aliases.c.move_id).outerjoin(origin, origin.c.id == moved.c.rollback_to))
+             .where(model_aliases.c.alias == alias).scalar_subquery())
+    query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(table.c.alpha), 0.0)).select_from(table).where(table.c.id > sa.func.coalesce(began, 0))
+    looks, alpha = conn.execute(query if run_id is None else query.where(table.c.run_id != run_id)).one()
+    return int(looks), float(alpha)
 
 
 def add_version(conn: sa.Connection, run_id: str, version: str, recipe_digest: str, as_of: Any, feature_set: str,

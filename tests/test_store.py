@@ -116,7 +116,7 @@ def decide_for(store: Store, run: str, verdict: str, champion: str | None) -> st
         trial = db.record_trial(conn, run, f"recipe {run}", DAY, "d", 0.1)
         db.add_version(conn, run, version, f"recipe {run}", DAY, "f", {}, Clock())
         gate = db.add_gate_row(conn, run, dict(model_version=version, trial_id=trial, trials=1, kind="first", verdict=verdict, as_of=DAY,
-                                               promoted_to_production=verdict == "PROMOTE"), [], Clock())
+                                               promoted_to_production=verdict == "PROMOTE", look=1, alpha=0.001), [], Clock())
         if verdict == "PROMOTE":
             db.move_alias(conn, run, "champion", version, champion, 0, DAY, Clock(), gate_id=gate)
     return version
@@ -125,11 +125,13 @@ def decide_for(store: Store, run: str, verdict: str, champion: str | None) -> st
 def test_looks_are_counted_in_a_reign_and_a_rollback_begins_none(store):
     def looks(**more):
         with store.read() as conn:
-            return db.count_looks(conn, "champion", **more)
+            return db.looks_of_reign(conn, "champion", **more)[0]
 
     assert looks() == 0
     decide_for(store, "a", "REJECT", None)
     assert looks() == 1 and looks(run_id="a") == 0
+    with store.read() as conn:
+        assert db.looks_of_reign(conn, "champion") == (1, pytest.approx(0.001)) and db.looks_of_reign(conn, "champion", "a") == (0, 0.0)
     first = decide_for(store, "b", "PROMOTE", None)
     assert looks() == 0
     decide_for(store, "c", "HOLD", first)
@@ -140,7 +142,7 @@ def test_looks_are_counted_in_a_reign_and_a_rollback_begins_none(store):
     with store.write() as conn:
         move = next(m["id"] for m in db.promotions(conn, "champion") if m["model_version"] == first)
         db.move_alias(conn, "back", "champion", first, second, 0, DAY, Clock(), rollback_to=move)
-    assert looks() == 1
+    assert looks() == 3  # the first's reign goes on: its own look, the one at which it was replaced, and the second's
 
 
 def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_path):
