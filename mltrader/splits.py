@@ -241,7 +241,7 @@ def recipe(settings: Settings, feature_set_version: str) -> dict[str, Any]:
     sections = {name: getattr(settings, name).model_dump(mode="json") for name in RECIPE_SECTIONS}
     sections["events"] = {name: sections["events"][name] for name in ("canonical", "extra", "aftermath_sessions")}
     sections["splits"].pop("bootstrap")
-    return {"feature_set": feature_set_version, "classes": list(CLASSES), "settings": sections, "seed": settings.run.seed, "code": digest_modules(*RECIPE_MODULES)}
+    return {"feature_set": feature_set_version, "classes": list(CLASSES), "settings": sections, "code": digest_modules(*RECIPE_MODULES)}
 
 # %% ../nbs/30_splits.ipynb #6443036d
 def check_fold(samples: pd.DataFrame, train: np.ndarray, test: np.ndarray, fold: int, cutoff: Any) -> None:
