@@ -88,7 +88,8 @@ def test_store_has_this_runs_rows(project):
     assert counts["price_data"] == counts["feature_store"] == 6
     assert run["status"] == "success" and run["verdict"] == gate["verdict"] and run["as_of"].isoformat() == "2022-12-28"
     assert gate["trials"] >= 1 and gate["rules"]
-    assert [t["task"] for t in tasks if t["status"] == "ran"] == list(TASKS)
+    ran = [t["task"] for t in tasks if t["status"] == "ran"]  # of tasks that do not wait for each other, either may come first
+    assert sorted(ran) == sorted(TASKS) and all(ran.index(above) < ran.index(name) for name, spec in reports.PIPELINE.items() for above in spec.upstream)
 
 
 def test_metrics_are_honest(project):
@@ -162,7 +163,7 @@ def test_readme_commands_run(project):
         if line == ["make", "test"]:  # which is what runs this test: see that it still does
             line = [*line, "--dry-run"]
         done = project.call(*line)
-        nobody = "predict" in line and "no champion yet" in done.stderr  # six stocks and a few years need not convince the gate
+        nobody = "predict" in line and re.search("no champion yet|no model version", done.stderr)  # six stocks and a few years need not convince the gate
         assert done.returncode == 0 or nobody and "No champion" in project.call("mltrader", "champion").stdout, (line, done.stdout, done.stderr)
     (project.root / "bars.parquet").unlink()
     assert "pytest" in project.call("make", "test", "--dry-run").stdout
