@@ -947,15 +947,15 @@ def table(output: TaskOutput) -> pd.DataFrame:
     stops = verdicts["blocks"] & (verdicts["status"] != "passed")
     frame = verdicts.assign(order=~stops).sort_values("order", kind="stable").reset_index(drop=True)
     stopped = frame["blocks"] & (frame["status"] != "passed")
-    result = pd.DataFrame({"rule": _named(frame["rule"]), "status": frame["status"].where(~stopped, frame["status"] + ", stops it")})
+    result = pd.DataFrame({"rule": _named(frame["rule"]), "status": frame["status"].str.replace(" ", "\u00a0").where(~stopped, frame["status"] + ", stops it")})
     for name in ("observed", "limit"):
         result[name] = frame[name].map(_short)
-    result["interval"] = [f"{_short(low)} to {_short(high)}" if math.isfinite(low) else "" for low, high in zip(frame["low"], frame["high"], strict=True)]
-    result["p"] = frame["p"].map(lambda p: "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else "< 0.0001")
+    result["interval"] = [f"{_short(low)}\u00a0to\u00a0{_short(high)}" if math.isfinite(low) else "" for low, high in zip(frame["low"], frame["high"], strict=True)]
+    result["p"] = frame["p"].map(lambda p: "" if math.isnan(p) else f"{p:.2g}" if p >= 1e-4 else "<\u00a00.0001")
     for name, column in (("rows", "n"), ("blocks", "n_blocks")):
         result[name] = frame[column].map(lambda count: f"{count:,}" if count else "")
     shown = result.assign(why=frame["note"])
-    shown.attrs["caption"] = ("An end of an interval that faces the limit is the bound that decided: at the error probability of this look for `beats prior` and `champion`, at Holm's "
+    shown.attrs["caption"] = ("An end of an interval that faces the limit is the bound that decided: at the error probability of this look for the rules beats prior and champion, at Holm's "
                               "level where several were asked at once. p: of the limit, one-sided.")
     return shown
 

@@ -145,7 +145,7 @@ def _target(conn: Any, name: str | None) -> tuple[dict[str, Any], dict[str, Any]
     reached = now and (now["rollback_to"] or now["move_id"])  # the promotion that the champion of now comes from
     wanted = [m for m in moves if (m["id"] < reached if name is None else name in (m["name"], m["model_version"]))]
     if now is None or not wanted:
-        raise ConfigError(f"There is nothing to roll back to{f' named {name!r}' if name else ''}; promoted so far: {[m['name'] for m in moves] or 'none'}.")
+        raise ConfigError(f"There is nothing to roll back to{f' named {name!r}' if name else ''}; other promotions: {[m['name'] for m in moves] or 'none'}.")
     return now, wanted[-1]
 
 
