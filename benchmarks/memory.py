@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from packaged import inputs_of
 
-from mltrader import archive, boosting, features, forest, forgetting, labels, market, memory, regimes, splits
+from mltrader import archive, boosting, forest, forgetting, memory, regimes, splits
 from mltrader import replay as replaying
 from mltrader.artifacts import ArtifactStore, FoldCache
 from mltrader.checks import sample_features
@@ -52,20 +53,6 @@ REPLAYED, SHIPPED = "default and replay", "as shipped"
 LIGHT = {"forest": {"n_estimators": 80}, "boosting": {"rounds": 60, "learning_rate": 0.1}}
 QUICK = {"forest": {"n_estimators": 30}}
 DEEP, LEAST = 0.15, 7
-
-
-def inputs_of(settings: Settings) -> tuple[dict[str, Any], pd.Timestamp]:
-    """Outputs of the tasks up to memory, from the packaged panel, without a store."""
-    made: dict[str, Any] = {"cache": {"folder": home() / "cache"}, "state": {"captured_events": []}}
-    output = market.run(made, settings, None)
-    made["market"] = output.frames | output.documents
-    panel = output.frames["panel"]
-    counts = panel.groupby("session").size()
-    as_of = counts.index[counts >= 0.8 * panel["symbol"].nunique()].max()
-    for name, module in (("features", features), ("regimes", regimes), ("labels", labels), ("archive", archive), ("memory", memory)):
-        output = module.run(made, settings, as_of)
-        made[name] = output.frames | output.documents
-    return made, as_of
 
 
 def study_events(settings: Settings, made: dict[str, Any]) -> tuple[EventDefinition, ...]:

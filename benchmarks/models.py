@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xgboost
-from replay import inputs_of
+from packaged import inputs_of
 from sklearn.ensemble import RandomForestClassifier
 
 from mltrader import boosting, forest, meta, splits

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from packaged import inputs_of
 
-from mltrader import archive, boosting, features, forest, labels, market, memory, regimes, replay, splits
+from mltrader import boosting, forest, replay, splits
 from mltrader.checks import sample_features
-from mltrader.config import Settings, home
+from mltrader.config import Settings
 from mltrader.core import PROBABILITIES
 
 MODES = ("off", "errors", "double_ensemble")
@@ -33,20 +34,6 @@ CONFIDENT, NEAR = 0.6, 0.1
 LEVEL, TARGET = 0.05, -0.30
 LIGHT = {"forest": {"n_estimators": 50}, "boosting": {"rounds": 40, "learning_rate": 0.12}}
 QUICK = {"forest": {"n_estimators": 30}, "boosting": {"rounds": 15, "learning_rate": 0.25}, "splits": {"first_test_year": 2017}}
-
-
-def inputs_of(settings: Settings) -> tuple[dict[str, Any], pd.Timestamp]:
-    """What the base models' tasks are given, from the packaged panel, without a store: canonical events only."""
-    made: dict[str, Any] = {"cache": {"folder": home() / "cache"}, "state": {"captured_events": []}}
-    output = market.run(made, settings, None)
-    made["market"] = output.frames | output.documents
-    panel = output.frames["panel"]
-    counts = panel.groupby("session").size()
-    as_of = counts.index[counts >= 0.8 * panel["symbol"].nunique()].max()
-    for name, module in (("features", features), ("regimes", regimes), ("labels", labels), ("archive", archive), ("memory", memory)):
-        output = module.run(made, settings, as_of)
-        made[name] = output.frames | output.documents
-    return {name: made[name] for name in ("memory", "features")}, as_of
 
 
 _INPUTS: dict[str, Any] = {}

@@ -17,29 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xgboost
+from packaged import inputs_of
 
-from mltrader import archive, features, labels, market, memory, regimes, sectors
+from mltrader import sectors
 from mltrader.boosting import XGBoostModel, component_recipe
 from mltrader.checks import sample_features
-from mltrader.config import Settings, home
+from mltrader.config import Settings
 from mltrader.core import seed_for
 
 LIGHT = {"boosting": {"rounds": 40, "learning_rate": 0.12}}
 QUICK = {"boosting": {"rounds": 15, "learning_rate": 0.25}, "splits": {"first_test_year": 2015}}
-
-
-def inputs_of(settings: Settings) -> dict[str, Any]:
-    """Samples, plan and folds from the packaged panel, without a store: canonical events only."""
-    made: dict[str, Any] = {"cache": {"folder": home() / "cache"}, "state": {"captured_events": []}}
-    output = market.run(made, settings, None)
-    made["market"] = output.frames | output.documents
-    panel = output.frames["panel"]
-    counts = panel.groupby("session").size()
-    as_of = counts.index[counts >= 0.8 * panel["symbol"].nunique()].max()
-    for name, module in (("features", features), ("regimes", regimes), ("labels", labels), ("archive", archive), ("memory", memory)):
-        output = module.run(made, settings, as_of)
-        made[name] = output.frames | output.documents
-    return made["memory"]
 
 
 def study(settings: Settings, made: dict[str, Any]) -> pd.DataFrame:
@@ -65,7 +52,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     settings, began, cpu = Settings.model_validate(QUICK if options.quick else LIGHT), time.perf_counter(), time.process_time()
-    made = inputs_of(settings)
+    made = inputs_of(settings)[0]["memory"]
     table = study(settings, made)
     cost = {"wall_s": round(time.perf_counter() - began, 1), "cpu_s": round(time.process_time() - cpu, 1)}
     if options.json:

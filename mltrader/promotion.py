@@ -39,7 +39,7 @@ from .forgetting import POOLED
 from .forgetting import gains as event_gains
 from .luck import expected_maximum
 from .refits import age_of, memory_of, restack, stale_predictions, without_events, without_replay
-from .significance import holm_bounds, lower_bound, p_above, spent, superior
+from .significance import harm_bounds, holm_bounds, lower_bound, p_above, spent, superior
 from .splits import Interval, calibration_error, log_loss_rows, recipe, session_interval
 from .tuning import variants
 
@@ -435,14 +435,13 @@ def not_worse_in_parts(evidence: Evidence) -> list[Verdict]:
         return [replace(_plain("champion:parts", "insufficient", rows), blocks=False)]
     found = _by_part(evidence, rows, "champion:")
     tested = [group for group in found if found[group].n_blocks >= rule.min_blocks]
-    mirrored = [replace(found[g], estimate=-found[g].estimate, low=-found[g].high, high=-found[g].low) for g in tested]
-    adjusted, worse = holm_bounds(mirrored, 0.0, rule.level)  # the question is whether it is worse
+    adjusted, highest = harm_bounds([found[group] for group in tested], rule.level)
     verdicts = []
     for group, interval in found.items():
         name, note = f"champion:{':'.join(group)}", ""
         if group in tested:
-            p = float(adjusted[tested.index(group)])
-            interval = replace(interval, high=-float(worse[tested.index(group)]))
+            p, high = (float(one[tested.index(group)]) for one in (adjusted, highest))
+            interval = replace(interval, high=high)
             note = f"log-loss gained over the champion, nats a row; significantly worse if the interval lies below 0 (adjusted p {_p_value(p)})"
         verdict = _judge(evidence, name, interval, 0.0, not interval.high < 0, note, group[1], group in tested)
         verdicts.append(verdict if interval.n_rows else replace(verdict, note="no claim: there are no rows"))
@@ -492,14 +491,13 @@ def memory(evidence: Evidence) -> list[Verdict]:
     table = event_gains(rows, "candidate", "champion", evidence.horizon, evidence.settings.splits.bootstrap, rule.level, seed)
     found = {line.event: Interval(line.gain, line.low, line.high, line.n_rows, 0, line.n_blocks) for line in table.itertuples()}
     tested = [name for name in found if found[name].n_blocks >= rule.min_blocks]
-    mirrored = [replace(found[name], estimate=-found[name].estimate, low=-found[name].high, high=-found[name].low) for name in tested]
-    adjusted, worse = holm_bounds(mirrored, 0.0, rule.level)
+    adjusted, highest = harm_bounds([found[name] for name in tested], rule.level)
     verdicts = []
     for name, interval in found.items():
         note, whole = "too few blocks for a verdict of its own; counted in the pooled one", name == POOLED
         if name in tested:
-            p = float(adjusted[tested.index(name)])
-            interval = replace(interval, high=-float(worse[tested.index(name)]))
+            p, high = (float(one[tested.index(name)]) for one in (adjusted, highest))
+            interval = replace(interval, high=high)
             note = f"log-loss gained over the champion's recipe, both without the event; harmed if the interval lies below 0 (adjusted p {_p_value(p)})"
         verdict = _judge(evidence, "memory" if whole else f"memory:{name}", interval, 0.0, not interval.high < 0, note, name, name in tested)
         verdicts.append(verdict if name in tested or whole else replace(verdict, low=_NAN, high=_NAN, note=note))
