@@ -350,8 +350,8 @@ def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(t
             table.drop(conn)
         conn.exec_driver_sql("CREATE TABLE model_predictions (id INTEGER PRIMARY KEY, run_id VARCHAR(64) NOT NULL, model_version VARCHAR(64), session DATE NOT NULL, symbol VARCHAR(32) "
                              "NOT NULL, regime VARCHAR(32), proba_sell FLOAT, proba_hold FLOAT, proba_buy FLOAT, prediction VARCHAR(8), abstain BOOLEAN, UNIQUE (run_id, session, symbol))")
-        conn.exec_driver_sql("INSERT INTO model_predictions VALUES (3, 'a', NULL, '2024-01-31', 'JPM', 'crash', 0.2, 0.5, 0.3, 'hold', 0), "
-                             "(4, 'p', NULL, '2024-01-31', 'JPM', NULL, 0.1, 0.6, 0.3, 'hold', 1)")
+        conn.exec_driver_sql("INSERT INTO model_predictions VALUES (3, 'a', NULL, '2024-01-02', 'JPM', 'crash', 0.2, 0.5, 0.3, 'hold', 0), "
+                             "(4, 'p', NULL, '2024-01-02', 'JPM', NULL, 0.1, 0.6, 0.3, 'hold', 1)")
         for table, columns in (("leases", ("host", "pid", "process")), ("run_tasks", ("peak_mb", "attempts")), ("dynamic_events", ("trigger", "sha256", "added_to_archive"))):
             for column in columns:
                 conn.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
