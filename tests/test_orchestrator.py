@@ -146,9 +146,9 @@ def test_the_user_sees_the_error_of_the_task():
         error.ename, error.evalue = name, "own.csv, row 7"
         return error
 
-    assert orchestrator._papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
-    assert orchestrator._papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
-    assert orchestrator._papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
+    assert orchestrator.papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
+    assert orchestrator.papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
+    assert orchestrator.papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
 
 
 def test_triggers_in_their_order(tmp_path):
