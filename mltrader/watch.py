@@ -181,7 +181,7 @@ def verdict(purse: Purse, settings: WatchSettings, champion: str, rival: str) ->
     Returns
     -------
     dict
-        `n_sessions`, `log_wealth` (natural logarithm of the free wealth), `alarm` (whether it has ever been at 1/alpha), `words`.
+        `n_sessions`, `log_wealth` (natural logarithm of the wealth at hand, open bets counted as lost), `alarm` (whether it has ever been at 1/alpha), `words`.
     """
     free, n, limit = float(purse.free), purse.n_sessions, 1 / settings.alpha
     alarm = bool(purse.peak >= limit)
@@ -190,7 +190,7 @@ def verdict(purse: Purse, settings: WatchSettings, champion: str, rival: str) ->
     else:
         mean = float(purse.cumulated) / n
         side = "worse" if mean > 0 else "better"
-        words = f"{champion} was {side} than {rival} by {abs(mean):.4f} nats a session over {n} sessions; wealth {free:.3g}, highest {float(purse.peak):.3g}, alarm at {limit:.3g}."
+        words = f"{champion} was {side} than {rival} by {abs(mean):.4f} nats a session over {n} sessions; wealth {float(purse.equity):.3g}, {free:.3g} of it at hand (highest {float(purse.peak):.3g}), alarm at {limit:.3g}."
         words = f"ALARM: {words} {rival} should come back." if alarm else words
     return {"n_sessions": n, "log_wealth": math.log(max(free, 1e-300)), "alarm": alarm, "words": words}
 
@@ -216,7 +216,7 @@ def figure(history: pd.DataFrame, alpha: float, champion: str, rival: str) -> "F
 
     Parameters
     ----------
-    history : DataFrame [session, n_sessions, log_wealth, alarm, cumulated]
+    history : DataFrame [session, log_wealth, equity, alarm, cumulated]
         One row a look, sorted by session.
     """
     from mltrader import figures
@@ -224,7 +224,8 @@ def figure(history: pd.DataFrame, alpha: float, champion: str, rival: str) -> "F
     picture, (left, right) = figures.new(1, 2, height=3.4, width=12)
     rung = history[history["alarm"].astype(bool)]["session"]
     when = f"alarm on {rung.iloc[0]:%Y-%m-%d}" if len(rung) else "no alarm"
-    left.plot(history["session"], np.exp(history["log_wealth"]), color=figures.PALETTE[0], label="wealth, open bets counted as lost")
+    left.plot(history["session"], history["equity"], color=figures.PALETTE[4], label="wealth, open bets at cost")
+    left.plot(history["session"], np.exp(history["log_wealth"]), color=figures.PALETTE[0], label="at hand: open bets counted as lost")
     left.axhline(1 / alpha, color=figures.STATUS_COLORS["failed"], ls="--", label=f"1/alpha = {1 / alpha:.3g}: {rival} comes back")
     left.set(yscale="log", ylabel="wealth (stake: 1)", title=f"{champion} against {rival}: {when}")
     right.plot(history["session"], history["cumulated"], color=figures.PALETTE[1])
