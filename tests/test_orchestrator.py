@@ -109,7 +109,7 @@ def test_a_leap_day_is_a_session_like_any_other():
     class Inputs(dict):
         _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
