@@ -243,7 +243,7 @@ def papermill_error(error: BaseException) -> tuple[str, int]:
         seen = seen.__cause__ or seen.__context__
     return f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1)
 
-
+# %% ../nbs/60_orchestrator.ipynb #cf054971
 def failure_kind(error: BaseException) -> str:
     """What a failure is owed to: `data` (a vendor), `kernel` (a notebook's process died), or `work` (the task itself, which would fail again)."""
     seen: BaseException | None = error
@@ -255,7 +255,7 @@ def failure_kind(error: BaseException) -> str:
         seen = seen.__cause__ or seen.__context__
     return "work"
 
-
+# %% ../nbs/60_orchestrator.ipynb #e99ca91d
 def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float], None] = time.sleep) -> Any:
     """Do `work`, again where the kind of its failure is worth it (`[run] retries_data`, `retries_kernel`, `retries_work`); counts the attempts of the step."""
     while True:
