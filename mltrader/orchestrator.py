@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'task_results', 'run_facts', 'close_run',
-           'effective_as_of', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited', 'terminable',
-           'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
+           'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited',
+           'terminable', 'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
            'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
@@ -213,8 +213,25 @@ def effective_as_of(settings: Settings) -> str | None:
     return known["as_of"]
 
 
+def drop_damaged(artifacts: ArtifactStore | None = None) -> list[str]:
+    """Let the tasks whose stored results are not whole be made again; returns them. What a damaged file held is never read."""
+    artifacts, damaged = artifacts or ArtifactStore(home() / "artifacts"), []
+    for task in TASKS:
+        path = reports.products_folder() / task / "outputs.json"
+        if not path.is_file():
+            continue
+        try:
+            whole = all(artifacts.verify(entry["sha256"]) is None for entry in reports.read_outputs(path)["entries"].values())
+        except MltraderError:
+            whole = False
+        if not whole:
+            reports.begin({"out": path, "nb": path.with_name(f"{task}.ipynb")})
+            damaged.append(task)
+    return damaged
+
+
 def prepare(settings: Settings | None = None) -> list[str]:
-    """Refuse stale exports, then write the tasks' input files; returns the tasks whose inputs changed."""
+    """Refuse stale exports, forget damaged products, then write the tasks' input files; returns the tasks whose inputs changed."""
     if stale := reports.stale_modules(project_root()):
         raise ConfigError(f"The notebooks of {', '.join(stale)} were edited but not exported: run `nbdev_export` and build again.")
     settings, store = settings or load_settings(), Store()
@@ -222,6 +239,8 @@ def prepare(settings: Settings | None = None) -> list[str]:
         lease = db.current_lease(conn)
     if lease and lease["holder"] and lease["expires_at"] > Clock().now():
         return []  # the files belong to the run in progress; a build that is begun now will be refused
+    if damaged := drop_damaged():
+        print(f"Results of {', '.join(damaged)} are damaged on disk and will be made again.", file=sys.stderr)
     return reports.write_inputs(settings, store, effective_as_of(settings))
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7

@@ -365,3 +365,36 @@ def test_a_champion_that_cannot_be_heard_is_a_fault_and_the_rest_of_the_day_is_d
     assert run["status"] == "failed" and "predict: forest.skops" in run["error_message"]
     monkeypatch.undo()
     assert seen(world, "2022-04-27")["success"]  # not looked at well before: done again
+
+
+def test_a_damaged_champion_gives_way_to_the_last_whole_one_or_the_fault_is_said(world, april):
+    best = registry.champion(world.store)
+    with world.store.read() as conn:
+        earlier = [move["name"] for move in db.promotions(conn, "champion") if move["model_version"] != best["id"]]
+    path = ArtifactStore(home() / "artifacts").path(best["manifest"]["components"]["meta"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    try:
+        found = seen(world, "2022-04-28")
+        if earlier:
+            assert found["success"] and any(f"{earlier[-1]} is the champion again" in text for text in found["findings"])
+            assert registry.champion(world.store)["name"] == earlier[-1]
+        else:
+            assert [step for step, _ in found["faults"]] == ["champion", "predict"] and "no earlier champion is whole" in found["faults"][0][1]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_damaged_result_is_made_again_and_never_read(world):
+    product = reports.products_folder() / "regimes" / "outputs.json"
+    marks = [product.with_name(name) for name in (".outputs.json.metadata", ".regimes.ipynb.metadata")]
+    for mark in marks:
+        mark.write_text("{}")
+    assert orchestrator.drop_damaged() == [] and all(mark.is_file() for mark in marks)
+    path = ArtifactStore(home() / "artifacts").path(reports.read_outputs(product)["entries"]["symbol_regimes"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    try:
+        assert orchestrator.drop_damaged() == ["regimes"] and not any(mark.exists() for mark in marks)  # Ploomber takes the task as never done
+    finally:
+        path.write_bytes(whole)
