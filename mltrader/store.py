@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 'artifacts', 'price_data', 'feature_store',
-           'model_predictions', 'trades', 'backtest_results', 'model_performance', 'sector_performance',
-           'drift_monitoring', 'dynamic_events', 'error_replay_buffer', 'shap_analysis', 'archive_events', 'VERDICTS',
-           'trials', 'model_versions', 'model_promotion_history', 'gate_verdicts', 'alias_moves', 'model_aliases',
-           'leases', 'store_facts', 'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease',
-           'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
-           'runs', 'tasks_of', 'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows',
-           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
-           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
-           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'untrained_events',
-           'add_archived', 'archived_events', 'sector_cells']
+           'model_predictions', 'prediction_outcomes', 'trades', 'backtest_results', 'model_performance',
+           'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
+           'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
+           'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
+           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease', 'renew_lease', 'release_lease', 'check_token',
+           'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of', 'current_lease', 'clean',
+           'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial', 'count_trials',
+           'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
+           'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
+           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -62,6 +62,10 @@ def _counts(*names: str) -> list[Column]:
     return [Column(name, sa.Integer) for name in names]
 
 
+def _flags(*names: str) -> list[Column]:
+    return [Column(name, sa.Boolean) for name in names]
+
+
 def _dates(*names: str) -> list[Column]:
     return [Column(name, sa.Date) for name in names]
 
@@ -89,7 +93,7 @@ run_tasks = Table(
     "run_tasks", metadata,
     _id(), _run(), _text("task", 32, nullable=False), _text("status", 16, nullable=False),
     Column("source_run_id", sa.String(64), ForeignKey("training_runs.id")),
-    _text("outputs_digest"), Column("outputs", sa.JSON), *_numbers("seconds"), Column("error_message", sa.Text),
+    _text("outputs_digest"), Column("outputs", sa.JSON), *_numbers("seconds", "peak_mb"), *_counts("attempts"), Column("error_message", sa.Text),
     UniqueConstraint("run_id", "task"), _one_of("status", "ran", "reused", "failed", "aborted"),
 )
 artifacts = Table(
@@ -119,7 +123,15 @@ model_predictions = Table(
     _id(), _run(), _version(), Column("session", sa.Date, nullable=False),
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
-    UniqueConstraint("run_id", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    _text("role", 16, nullable=False, default="candidate", server_default="candidate"),  # of the version in that run
+    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    _one_of("role", "candidate", "champion", "rival"),
+)
+prediction_outcomes = Table(  # each recorded prediction once, when its label is known
+    "prediction_outcomes", metadata,
+    _id(), _run(), Column("model_version", sa.String(64), ForeignKey("model_versions.id"), nullable=False),
+    Column("session", sa.Date, nullable=False), _text("symbol", 32, nullable=False), *_counts("label"), *_numbers("log_loss", "prior_loss"),
+    *_dates("known_at"), UniqueConstraint("model_version", "session", "symbol"), CheckConstraint("label IN (0, 1, 2)", name="label"),
 )
 trades = Table(
     "trades", metadata,
@@ -158,7 +170,14 @@ dynamic_events = Table(
     "dynamic_events", metadata,
     _id(), _run(), _text("event_name", nullable=False), *_dates("start_date", "end_date"), *_numbers("vix_peak", "drift_score"),
     Column("regime_distribution", sa.JSON), *_counts("sample_count"), _text("state", 16),
-    UniqueConstraint("run_id", "event_name"),
+    _text("trigger", 32), *_dates("detected_on", "matured_on"), Column("provenance", sa.JSON), _text("sha256"),
+    *_flags("added_to_archive", "triggered_retraining"), _text("trained_by"), UniqueConstraint("run_id", "event_name"),
+)
+live_watch = Table(
+    "live_watch", metadata,
+    _id(), _run(), Column("champion", sa.String(64), ForeignKey("model_versions.id"), nullable=False),
+    Column("rival", sa.String(64), ForeignKey("model_versions.id"), nullable=False), Column("session", sa.Date, nullable=False),
+    *_counts("n_sessions"), *_numbers("log_wealth"), *_flags("alarm"), Column("details", sa.JSON), UniqueConstraint("champion", "rival", "session"),
 )
 error_replay_buffer = Table(
     "error_replay_buffer", metadata,
@@ -243,6 +262,15 @@ leases = Table(
     "leases", metadata,
     _text("name", 32, primary_key=True), _text("holder"), Column("token", sa.Integer, nullable=False),
     Column("heartbeat_at", sa.DateTime(timezone=True)), Column("expires_at", sa.DateTime(timezone=True)),
+    _text("host", 200), *_counts("pid"), _text("process", 100),  # whose process it is, so that its death can be seen at once
+)
+outbox = Table(  # what somebody is to be told; written with the event itself, delivered later
+    "outbox", metadata,
+    _id(), Column("created_at", sa.DateTime(timezone=True), nullable=False), _run(nullable=True), _text("kind", 32, nullable=False),
+    _text("severity", 16, nullable=False), Column("title", sa.Text, nullable=False), Column("body", sa.Text, nullable=False), _text("channel", 64, nullable=False),
+    Column("attempts", sa.Integer, nullable=False, default=0), Column("next_attempt_at", sa.DateTime(timezone=True)), Column("sent_at", sa.DateTime(timezone=True)),
+    Column("last_error", sa.Text), _text("dedup_key", 200, nullable=False), UniqueConstraint("channel", "dedup_key"),
+    _one_of("severity", "info", "warning", "critical"), Index(None, "sent_at", "next_attempt_at"),
 )
 store_facts = Table("store_facts", metadata, _text("key", primary_key=True), Column("value", sa.Text, nullable=False))
 
@@ -291,12 +319,30 @@ def _sector_symbols(conn: sa.Connection) -> None:
             conn.execute(table.insert(), [{**{key: row[key] for key in row if key != "id"}, "symbol": "all"} for row in kept])
 
 
+def _autonomy(conn: sa.Connection) -> None:
+    """Watching and telling; the predictions anew, as a run may hold those of several versions."""
+    _add_columns(conn, dynamic_events, "trigger", "detected_on", "matured_on", "provenance", "sha256", "added_to_archive", "triggered_retraining", "trained_by")
+    _add_columns(conn, run_tasks, "peak_mb", "attempts")
+    _add_columns(conn, leases, "host", "pid", "process")
+    for table in (prediction_outcomes, live_watch, outbox):
+        table.create(conn, checkfirst=True)
+    old = sa.Table("model_predictions", sa.MetaData(), autoload_with=conn)
+    if "role" not in old.c:
+        kept = [dict(row) for row in conn.execute(sa.select(old)).mappings()]
+        old.drop(conn)
+        model_predictions.create(conn)
+        if kept:
+            kinds = dict(conn.execute(sa.select(training_runs.c.id, training_runs.c.kind)).all())
+            conn.execute(model_predictions.insert(), [{**row, "role": "champion" if kinds[row["run_id"]] == "predict" else "candidate"} for row in kept])
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
     ("manifest of the rare-event archive", _create_archive_events),
     ("error budget of the gate", _gate_columns),
     ("symbols beside sectors and regimes", _sector_symbols),
+    ("watching, outcomes and messages", _autonomy),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe

@@ -337,3 +337,30 @@ def test_promotion_without_a_trial_is_refused(store):
     row = dict(model_version="m" * 64, trial_id=12345, trials=1, kind="first", verdict="PROMOTE", as_of=DAY, promoted_to_production=True)
     with pytest.raises(sa.exc.IntegrityError), store.write() as conn:
         db.add_gate_row(conn, "a", row, [], START)
+
+
+def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(tmp_path):
+    """The table is made anew, as a run may hold predictions of several versions; the watch and the messages get their tables."""
+    url = f"sqlite:///{tmp_path}/t.db"
+    old = Store(url)
+    begin(old, "a")
+    with old.write() as conn:
+        db.start_run(conn, "p", "predict", "test", 0, {}, "d", START)
+        for table in (db.model_predictions, db.prediction_outcomes, db.live_watch, db.outbox):
+            table.drop(conn)
+        conn.exec_driver_sql("CREATE TABLE model_predictions (id INTEGER PRIMARY KEY, run_id VARCHAR(64) NOT NULL, model_version VARCHAR(64), session DATE NOT NULL, symbol VARCHAR(32) "
+                             "NOT NULL, regime VARCHAR(32), proba_sell FLOAT, proba_hold FLOAT, proba_buy FLOAT, prediction VARCHAR(8), abstain BOOLEAN, UNIQUE (run_id, session, symbol))")
+        conn.exec_driver_sql("INSERT INTO model_predictions VALUES (3, 'a', NULL, '2024-01-02', 'JPM', 'crash', 0.2, 0.5, 0.3, 'hold', 0), "
+                             "(4, 'p', NULL, '2024-01-02', 'JPM', NULL, 0.1, 0.6, 0.3, 'hold', 1)")
+        for table, columns in (("leases", ("host", "pid", "process")), ("run_tasks", ("peak_mb", "attempts")), ("dynamic_events", ("trigger", "sha256", "added_to_archive"))):
+            for column in columns:
+                conn.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="5"))
+    new = Store(url)
+    with new.write() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
+        rows = [dict(row) for row in conn.execute(sa.select(db.model_predictions).order_by(db.model_predictions.c.id)).mappings()]
+        assert [(r["id"], r["role"], r["session"], r["proba_buy"], r["abstain"]) for r in rows] == [(3, "candidate", DAY, 0.3, False), (4, "champion", DAY, 0.3, True)]
+        conn.execute(db.model_predictions.insert().values(run_id="p", role="rival", session=DAY, symbol="JPM", proba_buy=0.2))
+    with pytest.raises(sa.exc.IntegrityError), new.write() as conn:
+        conn.execute(db.model_predictions.insert().values(run_id="p", role="rival", session=DAY, symbol="JPM", proba_buy=0.2))
