@@ -13,7 +13,7 @@ from mltrader.core import TASKS
 # Which modules a module may import: the foundation, plus what is listed. Section by section of the design: layers go down only.
 FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
-    "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
+    "core": set(), "config": {"core"}, "log": set(), "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
