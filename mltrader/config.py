@@ -37,6 +37,9 @@ class RunSettings(Section):
     seed: int = 42
     threads: int = Field(2, ge=1)
     reports: str = "reports"  # folder of the audit reports, relative to the project
+    retries_data: int = Field(3, ge=0, le=10)  # further attempts of a step that a vendor failed
+    retries_kernel: int = Field(1, ge=0, le=10)  # of a task whose notebook's process died
+    retries_work: int = Field(0, ge=0, le=10)  # of a task that failed by itself: it would fail again
 
 
 class MarketSettings(Section):

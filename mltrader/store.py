@@ -8,12 +8,13 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
            'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
            'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
-           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'SEVERITIES', 'Store', 'take_lease', 'renew_lease', 'release_lease',
-           'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of', 'current_lease',
-           'clean', 'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial', 'count_trials',
-           'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
-           'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells',
+           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'take_lease', 'renew_lease',
+           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
+           'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
+           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
+           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
+           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'drift_history',
+           'live_rows', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
            'add_message', 'messages', 'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes',
            'watch_alarms']
 
@@ -30,7 +31,7 @@ import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Table, UniqueConstraint
 
 from .config import database_url
-from .core import Clock, ConfigError, IntegrityError, LeaseError
+from .core import Clock, ConfigError, IntegrityError, LeaseError, digest_json
 
 # %% ../nbs/02_store.ipynb #2ba3a18b
 metadata = sa.MetaData(naming_convention={
@@ -616,6 +617,11 @@ def record_task(conn: sa.Connection, run_id: str, task: str, status: str, **valu
     conn.execute(run_tasks.insert().values(run_id=run_id, task=task, status=status, **clean(values)))
 
 
+def note_attempts(conn: sa.Connection, run_id: str, task: str, attempts: int) -> None:
+    """Note how many attempts a task of a run took."""
+    conn.execute(run_tasks.update().where(run_tasks.c.run_id == run_id, run_tasks.c.task == task).values(attempts=attempts))
+
+
 def count_rows(conn: sa.Connection, run_id: str | None = None) -> dict[str, int]:
     """Rows in each of the 13 tables, of one run or of all."""
     counts = {}
@@ -805,16 +811,57 @@ def replay_versions(conn: sa.Connection, before: Any) -> dict[str, int]:
 
 
 def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
-    """Highest drift score that a check flagged in runs started after `moment`; None if there was none."""
+    """Highest drift score that asked for a retraining in runs started after `moment`: an alarm that harm confirms; None if there was none."""
     query = (sa.select(sa.func.max(drift_monitoring.c.score)).join_from(drift_monitoring, training_runs, drift_monitoring.c.run_id == training_runs.c.id)
-             .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True)))
+             .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True), drift_monitoring.c.drift_type == "retrain"))
     return conn.execute(query).scalar()
+
+
+def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[dict[str, Any]]:
+    """Decisions on retraining for drift that runs with an `as_of` before `before` made, oldest first: one a session, the last that was made."""
+    t = drift_monitoring
+    query = (sa.select(t.c.session, t.c.score, t.c.p_value, t.c.detected, t.c.details).join_from(t, training_runs, t.c.run_id == training_runs.c.id)
+             .where(training_runs.c.as_of < before, t.c.drift_type == "retrain").order_by(t.c.session.desc(), t.c.id).limit(4 * limit))
+    latest = {row["session"]: dict(row) for row in conn.execute(query).mappings()}
+    return [latest[session] for session in sorted(latest)][-limit:]
+
+
+def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
+    """What `version` has said of sessions as they came, and what became of it, as runs with an `as_of` before `before` recorded: `predictions` and `outcomes`."""
+    p, o = model_predictions, prediction_outcomes
+    said = (sa.select(p.c.session, p.c.symbol, p.c.proba_sell, p.c.proba_hold, p.c.proba_buy).join_from(p, training_runs, p.c.run_id == training_runs.c.id)
+            .where(p.c.model_version == version, p.c.role != "candidate", training_runs.c.as_of < before).order_by(p.c.session, p.c.symbol, p.c.id))
+    became = (sa.select(o.c.session, o.c.symbol, o.c.label, o.c.log_loss, o.c.prior_loss, o.c.known_at).join_from(o, training_runs, o.c.run_id == training_runs.c.id)
+              .where(o.c.model_version == version, training_runs.c.as_of < before).order_by(o.c.session, o.c.symbol))
+    first: dict[Any, dict[str, Any]] = {}
+    for row in conn.execute(said).mappings():
+        first.setdefault((row["session"], row["symbol"]), dict(row))  # what was said first counts
+    return {"predictions": list(first.values()), "outcomes": [dict(row) for row in conn.execute(became).mappings()]}
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
     """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
     latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
     return sorted(name for name, state in latest.items() if state == "merged")
+
+# %% ../nbs/02_store.ipynb #0a1d66cf
+UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
+            "model_predictions": "model_version", "shap_analysis": "model_version"}  # the version gets its name when the gate has judged it
+
+
+def rows_digest(conn: sa.Connection, run_id: str) -> dict[str, str]:
+    """SHA-256 of the rows that a run wrote, by table; tables without any are left out. What may change later is not part of it."""
+    digests = {}
+    for name, table in sorted(metadata.tables.items()):
+        if "run_id" not in table.c or (name in UNSIGNED and UNSIGNED[name] is None):
+            continue
+        columns = [column for column in table.c if column.name != UNSIGNED.get(name)]
+        if rows := [dict(row) for row in conn.execute(sa.select(*columns).where(table.c.run_id == run_id).order_by(*table.primary_key)).mappings()]:
+            if name == "model_promotion_history":
+                rules = sa.select(gate_verdicts).where(gate_verdicts.c.gate_id.in_([row["id"] for row in rows])).order_by(gate_verdicts.c.id)
+                rows += [dict(row) for row in conn.execute(rules).mappings()]
+            digests[name] = digest_json([{key: _utc(value) if isinstance(value, datetime) else value for key, value in clean(row).items()} for row in rows])
+    return digests
 
 # %% ../nbs/02_store.ipynb #0a99be12
 def add_archived(conn: sa.Connection, run_id: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:

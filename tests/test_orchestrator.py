@@ -163,13 +163,13 @@ def test_triggers_in_their_order(tmp_path):
     with boss.store.write() as conn:
         token = db.take_lease(conn, "m", 60, later)
         db.start_run(conn, "m", "monitor", "t", token, {}, "d", later)
-        rows = [{"session": later.now().date(), "drift_type": "feature", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
+        rows = [{"session": later.now().date(), "drift_type": "retrain", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
         db.write_rows(conn, "m", {"drift_monitoring": rows})
         db.release_lease(conn, token)
     assert boss.should_run_training()[0] is False  # at the limit is not above it
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [{**rows[0], "score": 0.1501}]})
-    assert boss.should_run_training() == (True, "drift: score 0.15 above 0.15")
+    assert boss.should_run_training() == (True, "drift: score 0.1501 above 0.15, and the loss has risen")
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged"}]})
     assert boss.should_run_training() == (True, "new event: dynamic_20240101")
