@@ -46,17 +46,22 @@ def wall_time(day: date, at: time, zone: ZoneInfo) -> datetime | None:
 
 # %% ../nbs/61_schedule.ipynb #5bcaa789
 @lru_cache(maxsize=16)
-def _closes(calendar: str, decade: int) -> tuple[datetime, ...]:
-    """When the sessions of ten years closed, UTC, rising; making a calendar costs half a second, however long it is."""
+def _closes(calendar: str, decade: int) -> tuple[list[datetime], datetime]:
+    """When the sessions of ten years closed, UTC, rising, and to when the calendar knows them; making one costs half a second, however long it is."""
     import exchange_calendars as xc
 
+    first, last = datetime(10 * decade, 1, 1, tzinfo=UTC), datetime(10 * decade + 9, 12, 31, 23, 59, tzinfo=UTC)
     try:
-        found = xc.get_calendar(calendar, start=f"{decade}0-01-01", end=f"{decade}9-12-31").closes
+        try:
+            found = xc.get_calendar(calendar, start=f"{first:%Y-%m-%d}", end=f"{last:%Y-%m-%d}").closes
+        except ValueError:  # some exchanges announce their holidays a year at a time
+            found = xc.get_calendar(calendar).closes
+            last = min(last, found.iloc[-1].to_pydatetime())
     except xc.errors.InvalidCalendarName as error:
         raise ConfigError(f"market.calendar={calendar!r} is no calendar of exchange-calendars; write XNYS, or leave it empty.") from error
     except (ValueError, NotImplementedError) as error:
-        raise DataError(f"the calendar {calendar} does not know the {decade}0s ({error}); leave [market] calendar empty to be due every day.") from error
-    return tuple(stamp.to_pydatetime() for stamp in found)
+        raise DataError(f"the calendar {calendar} cannot be made ({error}); leave [market] calendar empty to be due every day.") from error
+    return [close for stamp in found if first <= (close := stamp.to_pydatetime())], last
 
 
 def _first_at(moment: datetime, at: time, zone: ZoneInfo) -> datetime:
@@ -82,7 +87,10 @@ def due_between(settings: Settings, after: datetime, until: datetime) -> list[da
     zone = ZoneInfo(rule.zone)
     if settings.market.calendar:
         settle = timedelta(minutes=rule.settle_minutes)
-        known = [close for decade in range(begin.year // 10, until.year // 10 + 1) for close in _closes(settings.market.calendar, decade)]
+        parts = [_closes(settings.market.calendar, decade) for decade in range(begin.year // 10, until.year // 10 + 1)]
+        if until - timedelta(days=1) > parts[-1][1]:
+            raise DataError(f"the calendar {settings.market.calendar} knows sessions to {parts[-1][1]:%Y-%m-%d}; install a newer exchange-calendars, or leave [market] calendar empty.")
+        known = parts[0][0] if len(parts) == 1 else sorted({close for closes, _ in parts for close in closes})
         over = [close + settle for close in known[bisect_left(known, begin - settle):bisect_right(known, until - settle)]]
     else:
         over = [begin + timedelta(hours=12 * step) for step in range(2 * max((until - begin).days, 0) + 3)]
@@ -91,7 +99,7 @@ def due_between(settings: Settings, after: datetime, until: datetime) -> list[da
 
 def next_due(settings: Settings, after: datetime) -> datetime:
     """The first due time later than `after`, UTC."""
-    for days in (5, 30):
+    for days in (1, 5, 30):
         if found := due_between(settings, after, after + timedelta(days=days)):
             return found[0]
     raise DataError(f"the calendar {settings.market.calendar} has no session in the 30 days after {after:%Y-%m-%d}.")
@@ -175,6 +183,16 @@ class Scheduler:
             log.event("schedule", f"{name} ended", clock=self.clock, due=due)
         return True
 
+    def _blind(self, error: Exception) -> None:
+        """Log that a look failed, and tell of it once a day, if the store can take it."""
+        log.event("schedule", f"A look at what is due failed: {error}", level="error", clock=self.clock)
+        try:
+            with self.store.write() as conn:
+                told = notify.Message("failure", "critical", "the schedule is blind", f"What is due cannot be told.\nWhy: {notify.plain(error)}", f"schedule:look:{self.clock.now():%Y%m%d}")
+                notify.notify(conn, told, self.settings, clock=self.clock)
+        except Exception as fault:
+            log.event("schedule", f"Nobody can be told: {fault}", level="error", clock=self.clock)
+
     def tick(self) -> list[str]:
         """Run what is pending, then deliver messages; returns the jobs that ran. Only a signal to stop (`KeyboardInterrupt`) gets out."""
         ran: list[str] = []
@@ -186,7 +204,7 @@ class Scheduler:
                     break  # the jobs behind it wait for it
                 ran.append(name)
         except Exception as error:  # a store that is locked or full now may answer at the next look
-            log.event("schedule", f"A look at what is due failed: {error}", level="error", clock=self.clock)
+            self._blind(error)
         notify.deliver(self.store, self.settings, self.clock)
         return ran
 
@@ -272,9 +290,9 @@ SECRETS_FILE = ".config/mltrader.env"  # in the user's home
 
 
 def due_weekdays(settings: Settings, now: datetime) -> list[int]:
-    """Weekdays (Monday 0) in the schedule's zone on which something is due in the year after `now`."""
+    """Weekdays (Monday 0) in the schedule's zone on which something was due in the year before `now`."""
     zone = ZoneInfo(settings.schedule.zone)
-    return sorted({due.astimezone(zone).weekday() for due in due_between(settings, now, now + timedelta(days=365))})
+    return sorted({due.astimezone(zone).weekday() for due in due_between(settings, now - timedelta(days=365), now)})
 
 
 def _span(days: Sequence[int], names: Sequence[Any], to: str) -> str:
