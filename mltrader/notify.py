@@ -187,13 +187,16 @@ def send(channel: str, title: str, body: str, severity: str = "info", seconds: f
 
 
 def attempt(batches: Mapping[str, Sequence[Mapping[str, Any]]], rule: NotifySettings) -> Iterator[tuple[Mapping[str, Any], str | None]]:
-    """Send messages, the channels side by side, until `deadline_seconds` are over; yields each one tried, with None or its error, as it ends."""
+    """Send messages, the channels side by side, until `deadline_seconds` are over; yields each one tried, with None or its error, as it ends.
+
+    A channel's next message is only begun if there is time for its answer: what is well is not cut off on its way, to be sent again.
+    """
     ended: queue.Queue[tuple[Mapping[str, Any] | None, str | None]] = queue.Queue()
-    over, began = threading.Event(), {}
+    until, began = time.monotonic() + rule.deadline_seconds, {}
 
     def work(channel: str, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in rows:
-            if over.is_set():
+            if channel in began and time.monotonic() + rule.timeout_seconds > until:
                 break
             began[channel] = row
             error = send(channel, row["title"], row["body"], row["severity"], rule.timeout_seconds)
@@ -204,7 +207,7 @@ def attempt(batches: Mapping[str, Sequence[Mapping[str, Any]]], rule: NotifySett
 
     for channel, rows in batches.items():
         threading.Thread(target=work, args=(channel, rows), name=f"notify-{channel}", daemon=True).start()
-    until, working, told = time.monotonic() + rule.deadline_seconds, set(batches), set()
+    working, told = set(batches), set()
     while working and (left := until - time.monotonic()) > 0:
         try:
             row, error = ended.get(timeout=left)
@@ -215,7 +218,6 @@ def attempt(batches: Mapping[str, Sequence[Mapping[str, Any]]], rule: NotifySett
             continue
         told.add(row["id"])
         yield row, error
-    over.set()
     for channel in sorted(working):
         if (row := began.get(channel)) and row["id"] not in told:
             yield row, f"no answer within {rule.deadline_seconds:g} s"
