@@ -76,7 +76,7 @@ def _rotate(path: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        if path.stat().st_size < MAX_BYTES:  # it was done since we looked
+        if not path.exists() or path.stat().st_size < MAX_BYTES:  # it was done since we looked
             return
         for number in range(KEEP, 0, -1):
             older = path.with_suffix(f".{number - 1}.jsonl") if number > 1 else path

@@ -173,7 +173,8 @@ def send(channel: str, title: str, body: str, severity: str = "info", seconds: f
             from apprise.common import PersistentStoreMode
 
             asset = apprise.AppriseAsset(app_id="mltrader", app_desc="mltrader", app_url="", image_url_mask=None, image_url_logo=None, allow_templates=False,
-                                         storage_mode=PersistentStoreMode.MEMORY, http_redirects=False)
+                                         storage_mode=PersistentStoreMode.MEMORY, http_redirects=False,
+                                         async_mode=False, service_timeout=0)  # in this thread: a thread of apprise's own would keep the process from ending
             outlet = apprise.Apprise(asset=asset)
             if not outlet.add(url):
                 return plain(f"{NOTIFY_URL}{channel.upper()} is no apprise address: {said[0] if said else ''}")
