@@ -13,10 +13,11 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
            'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
            'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
-           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'drift_history',
-           'live_rows', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
-           'add_message', 'messages', 'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes',
-           'watch_alarms']
+           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
+           'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
+           'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
+           'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -817,6 +818,13 @@ def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
     return conn.execute(query).scalar()
 
 
+def last_drift(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Rows of `drift_monitoring` of the last run that wrote any, in the order written."""
+    t = drift_monitoring
+    last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
+    return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
+
+
 def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[dict[str, Any]]:
     """Decisions on retraining for drift that runs with an `as_of` before `before` made, oldest first: one a session, the last that was made."""
     t = drift_monitoring
@@ -824,19 +832,6 @@ def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[di
              .where(training_runs.c.as_of < before, t.c.drift_type == "retrain").order_by(t.c.session.desc(), t.c.id).limit(4 * limit))
     latest = {row["session"]: dict(row) for row in conn.execute(query).mappings()}
     return [latest[session] for session in sorted(latest)][-limit:]
-
-
-def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
-    """What `version` has said of sessions as they came, and what became of it, as runs with an `as_of` before `before` recorded: `predictions` and `outcomes`."""
-    p, o = model_predictions, prediction_outcomes
-    said = (sa.select(p.c.session, p.c.symbol, p.c.proba_sell, p.c.proba_hold, p.c.proba_buy).join_from(p, training_runs, p.c.run_id == training_runs.c.id)
-            .where(p.c.model_version == version, p.c.role != "candidate", training_runs.c.as_of < before).order_by(p.c.session, p.c.symbol, p.c.id))
-    became = (sa.select(o.c.session, o.c.symbol, o.c.label, o.c.log_loss, o.c.prior_loss, o.c.known_at).join_from(o, training_runs, o.c.run_id == training_runs.c.id)
-              .where(o.c.model_version == version, training_runs.c.as_of < before).order_by(o.c.session, o.c.symbol))
-    first: dict[Any, dict[str, Any]] = {}
-    for row in conn.execute(said).mappings():
-        first.setdefault((row["session"], row["symbol"]), dict(row))  # what was said first counts
-    return {"predictions": list(first.values()), "outcomes": [dict(row) for row in conn.execute(became).mappings()]}
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
@@ -892,7 +887,97 @@ def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
     last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
     return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
 
-# %% ../nbs/02_store.ipynb #03a16f74
+# %% ../nbs/02_store.ipynb #ee7d8124
+def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | None:
+    """Who holds `alias` at the close of `session`, since when, and whom it replaced; None if nobody does.
+
+    Returns
+    -------
+    dict or None
+        `champion` and `name`, `move_id`, `kind` (promotion or rollback), `began` (decision date), `rival` and `rival_name` (None for the first holder).
+    """
+    moved, before = alias_moves.alias(), alias_moves.alias()
+    query = (sa.select(moved.c.model_version.label("champion"), moved.c.name, moved.c.id.label("move_id"), moved.c.kind, moved.c.as_of.label("began"),
+                       before.c.model_version.label("rival"), before.c.name.label("rival_name"))
+             .select_from(moved.outerjoin(before, before.c.id == moved.c.previous)).where(moved.c.alias == alias, moved.c.as_of <= session).order_by(moved.c.id.desc()).limit(1))
+    row = conn.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any = None, until: Any = None, before: Any = None) -> list[dict[str, Any]]:
+    """What versions said of sessions from `since` to `until`, each (version, session, symbol) as first recorded; with `before`, only by runs with an earlier `as_of`."""
+    t = model_predictions
+    place = sa.func.row_number().over(partition_by=(t.c.model_version, t.c.session, t.c.symbol), order_by=t.c.id).label("place")
+    columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy")
+    query = sa.select(*[t.c[name] for name in columns], place).where(t.c.model_version.in_(versions))
+    if since is not None:
+        query = query.where(t.c.session >= since)
+    if until is not None:
+        query = query.where(t.c.session <= until)
+    if before is not None:
+        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    ranked = query.subquery()
+    chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
+    return [dict(row) for row in conn.execute(chosen).mappings()]
+
+
+def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
+    """Sessions since `since` of which a version's predictions are on record."""
+    t = model_predictions
+    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since).distinct()).scalars())
+
+
+def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
+    """Recorded predictions of sessions before `until` of which nobody has written what became of them, each as first recorded."""
+    t, o = model_predictions, prediction_outcomes
+    first = (sa.select(sa.func.min(t.c.id)).where(t.c.model_version.is_not(None), t.c.session < until)
+             .where(~sa.exists().where(o.c.model_version == t.c.model_version, o.c.session == t.c.session, o.c.symbol == t.c.symbol))
+             .group_by(t.c.model_version, t.c.session, t.c.symbol))
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.proba_sell, t.c.proba_hold, t.c.proba_buy).where(t.c.id.in_(first)).order_by(t.c.id)
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def add_outcomes(conn: sa.Connection, run_id: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Append what became of predictions; the caller has left out those that are on record. Returns how many."""
+    if rows:
+        conn.execute(prediction_outcomes.insert(), [{**clean(row), "run_id": run_id} for row in rows])
+    return len(rows)
+
+
+def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any = None, before: Any = None) -> list[dict[str, Any]]:
+    """What became of the predictions of versions; with `before`, only what runs with an earlier `as_of` wrote."""
+    t = prediction_outcomes
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions))
+    if since is not None:
+        query = query.where(t.c.session >= since)
+    if before is not None:
+        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    return [dict(row) for row in conn.execute(query.order_by(t.c.session, t.c.symbol)).mappings()]
+
+
+def watch_rows(conn: sa.Connection, champion: str, rival: str, since: Any = None) -> list[dict[str, Any]]:
+    """The looks of the watch over a champion and its rival since `since`, oldest first."""
+    t = live_watch
+    query = sa.select(t).where(t.c.champion == champion, t.c.rival == rival).order_by(t.c.session)
+    return [dict(row) for row in conn.execute(query if since is None else query.where(t.c.session >= since)).mappings()]
+
+
+def last_watch(conn: sa.Connection, champion: str, rival: str, before: Any) -> dict[str, Any] | None:
+    """The last look before session `before`; None if there was none."""
+    t = live_watch
+    row = conn.execute(sa.select(t).where(t.c.champion == champion, t.c.rival == rival, t.c.session < before).order_by(t.c.session.desc()).limit(1)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def put_watch(conn: sa.Connection, run_id: str, row: Mapping[str, Any]) -> None:
+    """Write one look. A session looked at again by another run keeps its first look: the evidence is the same, and the row is signed by that run's manifest."""
+    t = live_watch
+    same = (t.c.champion == row["champion"], t.c.rival == row["rival"], t.c.session == row["session"])
+    conn.execute(t.delete().where(*same, t.c.run_id == run_id))
+    if conn.execute(sa.select(t.c.id).where(*same)).first() is None:
+        conn.execute(t.insert().values(run_id=run_id, **clean(row)))
+
+# %% ../nbs/02_store.ipynb #de9a0fc5
 SEVERITIES = ("info", "warning", "critical")
 
 
@@ -932,7 +1017,7 @@ def settle_message(conn: sa.Connection, message_id: int, **values: Any) -> None:
     """Write how an attempt ended: `sent_at`, or `last_error` (and `next_attempt_at`, `attempts`, if they are to change)."""
     conn.execute(outbox.update().where(outbox.c.id == message_id, outbox.c.sent_at.is_(None)).values(**values))
 
-# %% ../nbs/02_store.ipynb #562761eb
+# %% ../nbs/02_store.ipynb #9f8ddbfb
 def moves_of(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     """Moves of aliases by a run, in order, with the production name that each replaced as `before`."""
     old = alias_moves.alias()
