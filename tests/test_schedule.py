@@ -338,7 +338,7 @@ def test_lines_for_cron_are_understood_and_do_the_work(tmp_path, monkeypatch):
     assert "%" not in command.replace(r"\%", "")  # cron would take it for a line's end
     (odd / "home").mkdir()
     done = subprocess.run(["/bin/sh", "-c", command.replace(r"\%", "%")], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert (tmp_path / "said").read_text().splitlines() == [f"{words} json://somewhere {odd}/home" for words in ("monitor", "cycle --if-due")], done
+    assert (tmp_path / "said").read_text().splitlines() == [f"{words} json://somewhere {odd}/home" for words in ("monitor --trigger scheduled", "cycle --if-due")], done
     assert done.stdout + done.stderr == ""
 
 
