@@ -332,7 +332,7 @@ def test_predictions_meet_their_labels_when_those_are_known_and_never_before(wor
         said, became = db.first_predictions(conn, [champion]), db.outcomes(conn, [champion])
     assert became and {row["known_at"] for row in became} <= {pd.Timestamp("2022-04-26").date()} | {day.date() for day in pd.bdate_range("2022-04-01", "2022-04-26")}
     sessions = {str(row["session"]) for row in became}
-    assert {"2022-04-01", "2022-04-04"} <= sessions and max(sessions) <= "2022-04-05"  # 15 sessions before the last look
+    assert "2022-04-01" in sessions and max(sessions) <= "2022-04-04"  # entry a session later, 14 sessions, one more to be known
     with_labels = reports.Upstream("labels", reports.read_outputs(home() / "monitor" / "labels" / "outputs.json")["entries"], ArtifactStore(home() / "artifacts"))["labels"]
     truth = {(str(row.session.date()), row.symbol): row.label for row in with_labels[with_labels["session"] >= "2022-03-01"].itertuples()}
     proba = {(str(row["session"]), row["symbol"]): [row[name] for name in PROBABILITIES] for row in said}
@@ -358,7 +358,7 @@ def test_a_champion_that_cannot_be_heard_is_a_fault_and_the_rest_of_the_day_is_d
 
     monkeypatch.setattr(predict, "say", damaged)
     found = seen(world, "2022-04-27")
-    assert (found["success"], found["exit_code"]) == (False, 4) and [step for step, _ in found["faults"]] == ["predict"]
+    assert (found["success"], found["exit_code"]) == (False, 1) and [step for step, _ in found["faults"]] == ["predict"]
     assert any(text.startswith("Drift score") for text in found["findings"])
     with world.store.read() as conn:
         run = db.runs(conn, run_id=found["run_id"])[0]
