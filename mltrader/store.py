@@ -127,7 +127,7 @@ model_predictions = Table(
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
     _text("role", 16, nullable=False, default="candidate", server_default="candidate"),  # of the version in that run
-    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"), Index(None, "model_version", "session"),
     _one_of("role", "candidate", "champion", "rival"),
 )
 prediction_outcomes = Table(  # each recorded prediction once, when its label is known
