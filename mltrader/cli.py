@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'audit_app', 'Symbols', 'Seed', 'NO_TELEMETRY',
            'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict', 'rollback',
-           'verify', 'doctor', 'config_show', 'config_diff', 'data_sync', 'store_migrate', 'data_check',
-           'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
+           'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff', 'data_sync', 'store_migrate',
+           'data_check', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -234,6 +234,52 @@ def rollback(version: Annotated[str | None, typer.Argument(help="A production na
         return
     name = roll_back(store, settings, version)
     say({"from": now and now["name"], "to": name, "done": True}, as_json, f"{name} is the champion again, in place of {now['name']}.")
+
+# %% ../nbs/90_cli.ipynb #35680a53
+@app.command()
+def monitor(
+    as_of: Annotated[str | None, typer.Option(help="Last session the run may know, YYYY-MM-DD.")] = None,
+    trigger: Annotated[str, typer.Option(help="Why it runs; recorded with it.")] = "manual",
+    fetch: Annotated[bool, typer.Option("--fetch/--no-fetch", help="Ask the vendors for what is new.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Look again at a session that was looked at.")] = False,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """Fetch, predict, see what became of earlier predictions, look for drift and events, watch the champion. Example: mltrader monitor"""
+    from mltrader.config import load_settings
+    from mltrader.monitor import MONITOR_TASKS, monitor
+
+    settings = load_settings(**({"run": {"as_of": as_of}} if as_of else {}))
+    if dry_run:
+        steps = [*(["sync"] if fetch else []), *MONITOR_TASKS[:4], "predict", "resolve", *MONITOR_TASKS[4:], "watch"]
+        say({"run": False, "steps": steps}, as_json, f"Would do: {', '.join(steps)}. Nothing was run.")
+        return
+    found = monitor(trigger, settings=settings, fetch=fetch, force=force)
+    say(found, as_json, "\n".join([f"Run {found['run_id']}: {'success' if found['success'] else 'FAILED'}", *found["findings"], *[f"{step} failed: {why}" for step, why in found["faults"]]]))
+    if found["exit_code"]:
+        raise typer.Exit(found["exit_code"])
+
+
+@app.command()
+def drift(as_json: Json = False) -> None:
+    """What the last run that looked for drift has found. Example: mltrader drift --json"""
+    from mltrader import store as db
+
+    with _store().read() as conn:
+        rows = db.last_drift(conn)
+    shown = [{**row, "details": (row["details"] or {}).get("words")} for row in rows]
+    columns = ["session", "drift_type", "window", "score", "p_value", "detected"]
+    words = [row["details"] for row in shown if row["details"]]
+    say(rows, as_json, "\n".join([as_table(shown, columns), *words]) if rows else "No run has looked for drift yet.")
+
+
+@app.command()
+def events(as_json: Json = False) -> None:
+    """Rare events found by the runs, and what became of each. Example: mltrader events"""
+    from mltrader.events import DynamicArchiveUpdater
+
+    found = DynamicArchiveUpdater(store=_store()).get_captured_events()
+    columns = ["event_name", "state", "trigger", "start_date", "end_date", "sample_count", "vix_peak", "drift_score", "added_to_archive", "triggered_retraining"]
+    say(found, as_json, as_table(found, columns) if found else "No rare event has been found yet.")
 
 # %% ../nbs/90_cli.ipynb #98364566
 @app.command()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'task_results', 'run_facts', 'close_run',
-           'effective_as_of', 'prepare', 'failure_kind', 'persist', 'BuildExecutor', 'run_task', 'run_inline',
-           'keep_predictions', 'roll_back', 'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html',
-           'table']
+           'effective_as_of', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited', 'terminable',
+           'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
+           'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -233,7 +233,7 @@ def _own_errors() -> dict[str, type[MltraderError]]:
     return {c.__name__: c for c in found}
 
 
-def _papermill_error(error: BaseException) -> tuple[str, int]:
+def papermill_error(error: BaseException) -> tuple[str, int]:
     """The user's message and exit code behind an exception of a notebook."""
     seen: BaseException | None = error
     while seen is not None:
@@ -270,12 +270,12 @@ def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float
             kind = failure_kind(error)
             if run.attempts[step] > getattr(run.settings.run, f"retries_{kind}"):
                 raise
-            print(f"failed ({_papermill_error(error)[0].splitlines()[0]}), again …", end=" ", flush=True)
+            print(f"failed ({papermill_error(error)[0].splitlines()[0]}), again …", end=" ", flush=True)
             pause(min(2.0 ** run.attempts[step], 30.0) if kind == "data" else 0.0)
 
 
 @contextmanager
-def _time_limit(run: Run) -> Iterator[None]:
+def limited(run: Run) -> Iterator[None]:
     """Interrupt the block at the run's limit; only in the main thread, and only work that lets Python take a signal. Elsewhere the limit holds between two tasks."""
     def stop(*_: Any) -> None:
         raise run.late()
@@ -350,12 +350,12 @@ def _signals(handlers: Mapping[int, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _terminable() -> Any:
+def terminable() -> Any:
     """While it holds, SIGTERM is an interruption like Ctrl-C."""
     return _signals({signal.SIGTERM: _interrupt})
 
 
-def _undisturbed() -> Any:
+def undisturbed() -> Any:
     """While it holds, a second Ctrl-C does not keep a run from recording that it was interrupted."""
     return _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
 
@@ -388,7 +388,7 @@ class BuildExecutor:
         notebooks = {task.name: Path(str(task.product.to_json_serializable()["nb"])) for task in dag.values()}
         statuses = {task.name: "reused" for task in dag.values() if task.exec_status.name == "Skipped"}
         table = []
-        with _terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run:
+        with terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run:
             for number, task in enumerate(scheduled, 1):
                 began = self.clock.now()
                 print(f"[{number}/{len(scheduled)}] {task.name} …", end=" ", flush=True)
@@ -398,7 +398,7 @@ class BuildExecutor:
                     print("failed", flush=True)
                     statuses[task.name] = "failed"
                     notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
-                    with _undisturbed():
+                    with undisturbed():
                         self._fail(run, task.name, error, statuses, notebooks)
                 statuses[task.name] = "ran"
                 seconds = (self.clock.now() - began).total_seconds()
@@ -412,7 +412,7 @@ class BuildExecutor:
     def _fail(self, run: Run, task: str, error: BaseException, statuses: Mapping[str, str], notebooks: Mapping[str, Path]) -> None:
         """Close a run that did not get through, and say so."""
         interrupted = isinstance(error, KeyboardInterrupt)
-        message, code = ("Interrupted.", 130) if interrupted else _papermill_error(error)
+        message, code = ("Interrupted.", 130) if interrupted else papermill_error(error)
         self.manifest = close_run(run, "interrupted" if interrupted else "failed", statuses, notebooks, f"{task}: {message}")
         where = reports.reports_folder(run.settings) / run.run_id / f"{task}.FAILED.html"
         raise CycleError(f"task `{task}` failed: {message}\nThe partial notebook: {where}", code, run.run_id) from error
@@ -440,16 +440,16 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
     """
     settings, store, clock = settings or load_settings(), store or Store(), clock or Clock()
     statuses: dict[str, str] = {}
-    with _terminable(), open_run("cycle", trigger, store, settings, clock) as run:
+    with terminable(), open_run("cycle", trigger, store, settings, clock) as run:
         for name in TASKS:
             if on_task is not None:
                 on_task(name)
             try:
-                with _time_limit(run):
+                with limited(run):
                     persist(run, name, lambda name=name: run_task(run, name))
             except KeyboardInterrupt:
                 statuses[name] = "failed"
-                with _undisturbed():
+                with undisturbed():
                     close_run(run, "interrupted", statuses, {}, f"{name}: Interrupted.")
                 raise CycleError(f"task `{name}` was interrupted", 130, run.run_id) from None
             except Exception as error:

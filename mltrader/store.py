@@ -13,10 +13,10 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows', 'record_trial',
            'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
            'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events',
-           'replay_errors', 'replay_versions', 'drift_since', 'drift_history', 'live_rows', 'untrained_events',
-           'rows_digest', 'add_archived', 'archived_events', 'sector_cells', 'reign', 'first_predictions',
-           'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes', 'watch_rows', 'last_watch',
-           'put_watch']
+           'replay_errors', 'replay_versions', 'drift_since', 'last_drift', 'drift_history', 'live_rows',
+           'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells', 'reign',
+           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'watch_rows', 'last_watch', 'put_watch']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -815,6 +815,13 @@ def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
     query = (sa.select(sa.func.max(drift_monitoring.c.score)).join_from(drift_monitoring, training_runs, drift_monitoring.c.run_id == training_runs.c.id)
              .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True), drift_monitoring.c.drift_type == "retrain"))
     return conn.execute(query).scalar()
+
+
+def last_drift(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Rows of `drift_monitoring` of the last run that wrote any, in the order written."""
+    t = drift_monitoring
+    last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
+    return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
 
 
 def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[dict[str, Any]]:
