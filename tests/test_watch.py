@@ -265,7 +265,7 @@ def test_outcomes_are_written_once_when_they_are_known(world):
     assert done == {"resolved": 2 * 2 * len(NAMES), "waiting": 2 * 2 * len(NAMES), "other_labels": 4 * len(NAMES)}
     assert predict.resolve(world.store, "m", world.token, world.labels, DAYS[6], LABELS)["resolved"] == 0
     with world.store.read() as conn:
-        kept = pd.DataFrame(db.outcomes(conn, ["v2"]))
+        kept = pd.DataFrame(db.outcomes(conn, ["v2"], DAYS[0].date()))
     now = world.labels["session"].isin(DAYS[2:4]).to_numpy()
     proba = 0.5 * world.true[now] + 0.5 * np.array([4, 4, 3]) / 11
     assert np.allclose(kept["log_loss"], -np.log(proba[np.arange(len(kept)), world.labels.loc[now, "label"]])) and (kept["known_at"] <= DAYS[6].date()).all()
