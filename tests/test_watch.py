@@ -1,5 +1,6 @@
 """A bet against the champion: no stopping rule beats it, pieces add up to the whole, and a store in which it sends back the worse one and nobody else."""
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -294,7 +295,7 @@ def test_live_frames_hold_what_earlier_runs_wrote(world):
 
 def test_hindsight_of_the_rival_is_refused_too(world):
     world.promote("v2", DAYS[2], "v1")
-    late = predict.replace(world.said("v1", DAYS[3], 1.0), in_hindsight=True)
+    late = replace(world.said("v1", DAYS[3], 1.0), in_hindsight=True)
     with pytest.raises(ConfigError, match="v1 has learned from"):
         predict.record(world.store, "m", world.token, world.said("v2", DAYS[3], 1.0), late)
     with world.store.read() as conn:
