@@ -928,9 +928,9 @@ def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, 
 
 
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
-    """Sessions since `since` of which a version's predictions are on record."""
+    """Sessions since `since` of which a version's predictions as champion or rival are on record."""
     t = model_predictions
-    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since).distinct()).scalars())
+    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since, t.c.role != "candidate").distinct()).scalars())
 
 
 def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
