@@ -251,7 +251,7 @@ def monitor(
 
     settings = load_settings(**({"run": {"as_of": as_of}} if as_of else {}))
     if dry_run:
-        steps = [*(["sync"] if fetch else []), *MONITOR_TASKS[:4], "predict", "resolve", *MONITOR_TASKS[4:], "watch"]
+        steps = [*(["sync"] if fetch else []), *MONITOR_TASKS[:4], "champion", "predict", "resolve", *MONITOR_TASKS[4:], "watch"]
         say({"run": False, "steps": steps}, as_json, f"Would do: {', '.join(steps)}. Nothing was run.")
         return
     found = monitor(trigger, settings=settings, fetch=fetch, force=force)
