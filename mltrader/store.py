@@ -13,14 +13,15 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial', 'count_trials',
            'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
            'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells']
+           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells',
+           'watched_since', 'mark_trained']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -593,7 +594,10 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if table is trials:  # a ledger: what was once tried stays, whichever run saw it first
             written[name] = len({record_trial(conn, run_id, **{**blank, **item}) for item in items})
             continue
-        conn.execute(table.delete().where(table.c.run_id == run_id))
+        mine = table.c.run_id == run_id
+        if table is dynamic_events:  # two tasks write them: one finds events and follows them, one puts their samples into the archive
+            mine = mine & table.c.event_name.in_([item["event_name"] for item in items])
+        conn.execute(table.delete().where(mine))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
@@ -776,11 +780,18 @@ def last_judged(conn: sa.Connection, as_of: Any = None) -> dict[str, Any] | None
     return None if row is None else dict(row)
 
 
-def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:
-    """Dynamic events that runs with an `as_of` before `before` have recorded, latest state of each."""
+def captured_events(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
+    """State of each dynamic event, as runs with an `as_of` before `before` (None: all runs) have recorded it, in order of their starts.
+
+    That is its latest row; but what was merged, or trained on, stays so: a run that repeats an earlier session knows nothing of it.
+    """
     query = (sa.select(dynamic_events).join_from(dynamic_events, training_runs, dynamic_events.c.run_id == training_runs.c.id)
-             .where(training_runs.c.as_of < before).order_by(dynamic_events.c.id))
-    return list({row["event_name"]: dict(row) for row in conn.execute(query).mappings()}.values())
+             .order_by(training_runs.c.as_of, dynamic_events.c.id))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in conn.execute(query if before is None else query.where(training_runs.c.as_of < before)).mappings():
+        found.setdefault(row["event_name"], []).append(dict(row))
+    standing = [next((part for state in ("trained", "merged") if (part := [row for row in rows if row["state"] == state])), rows)[-1] for rows in found.values()]
+    return sorted(standing, key=lambda row: (str(row["start_date"]), row["event_name"]))
 
 
 def replay_errors(conn: sa.Connection, before: Any, feature_set: str, since: Any, limit: int) -> list[dict[str, Any]]:
@@ -810,9 +821,8 @@ def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
-    """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
-    latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
-    return sorted(name for name, state in latest.items() if state == "merged")
+    """Events that are merged into the archive, but no model has learned from them yet."""
+    return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged")
 
 # %% ../nbs/02_store.ipynb #0a99be12
 def add_archived(conn: sa.Connection, run_id: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -842,3 +852,21 @@ def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
     t = sector_performance
     last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
     return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
+
+# %% ../nbs/02_store.ipynb #9d55f320
+def watched_since(conn: sa.Connection, before: Any) -> date | None:
+    """The first session as of which a cycle or a monitor run looked for events, of those before `before`."""
+    first = sa.select(sa.func.min(training_runs.c.as_of)).where(training_runs.c.kind.in_(("cycle", "monitor")), training_runs.c.as_of < before)
+    return conn.execute(first).scalar()
+
+
+def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list[str]:
+    """Note that the training set of a run that succeeded held these events; returns those that were waiting for it.
+
+    Other names (canonical events, events trained on before) are left alone, so that a cycle can pass on all that its training set names.
+    """
+    waiting = [row for row in captured_events(conn) if row["state"] == "merged" and row["event_name"] in set(names)]
+    rows = [{**{key: value for key, value in row.items() if key not in ("id", "run_id")}, "state": "trained", "triggered_retraining": False,
+             "trained_by": run_id} for row in waiting]
+    write_rows(conn, run_id, {"dynamic_events": rows})
+    return sorted(row["event_name"] for row in rows)
