@@ -14,7 +14,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
            'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
            'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells',
-           'watched_since', 'mark_trained']
+           'watched_since', 'latest_outputs', 'mark_trained']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -858,6 +858,15 @@ def watched_since(conn: sa.Connection, before: Any) -> date | None:
     """The first session as of which a cycle or a monitor run looked for events, of those before `before`."""
     first = sa.select(sa.func.min(training_runs.c.as_of)).where(training_runs.c.kind.in_(("cycle", "monitor")), training_runs.c.as_of < before)
     return conn.execute(first).scalar()
+
+
+def latest_outputs(conn: sa.Connection, tasks: Sequence[str]) -> tuple[date | None, dict[str, dict[str, Any]]]:
+    """`as_of` of the newest successful run that has outputs of all `tasks`, and their entries by task; (None, {}) if there is none."""
+    for run in runs(conn):
+        found = {row["task"]: row["outputs"] for row in tasks_of(conn, run["id"]) if row["task"] in tasks and row["outputs"]} if run["status"] == "success" else {}
+        if len(found) == len(set(tasks)) and run["as_of"] is not None:
+            return run["as_of"], found
+    return None, {}
 
 
 def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list[str]:
