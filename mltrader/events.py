@@ -6,6 +6,7 @@
 __all__ = ['MAX_GAP', 'MERGE_SESSIONS', 'QUIET_SESSIONS', 'SPAN_SHARE', 'STATES', 'NEXT_STATES', 'SOURCE_TASKS', 'Source',
            'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'crises', 'event_name', 'advance',
            'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run', 'latest_data',
+           'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event', 'readable',
            'DynamicArchiveUpdater', 'figure', 'table', 'listing']
 
 # %% ../nbs/22_events.ipynb #ddb0a918
@@ -50,12 +51,13 @@ def vix_runs(index: pd.DataFrame, bound: float) -> pd.DataFrame:
     place = np.flatnonzero(np.isfinite(vix))
     above = vix[place] > bound
     broken = np.r_[True, ~above[:-1] | (np.diff(place) > 1 + MAX_GAP)][: len(place)]
-    runs = pd.DataFrame({"run": np.cumsum(broken), "place": place, "vix": vix[place]})[above]
-    grouped = runs.groupby("run", sort=True)
-    frame = grouped.agg(first=("place", "min"), last=("place", "max"), sessions=("place", "size"), peak=("vix", "max"))
-    frame.insert(0, "start", sessions[frame["first"].to_numpy(dtype=int)])
-    frame.insert(1, "end", sessions[frame["last"].to_numpy(dtype=int)])
-    return frame.reset_index(drop=True).astype({"start": SESSION_DTYPE, "end": SESSION_DTYPE})
+    at, run = place[above], np.cumsum(broken)[above]
+    begin = np.flatnonzero(np.r_[True, run[1:] != run[:-1]][: len(run)])
+    first, last = at[begin], at[np.append(begin[1:], len(at))[: len(begin)] - 1]
+    peak = np.maximum.reduceat(vix[at], begin) if len(begin) else np.empty(0)
+    frame = pd.DataFrame({"start": sessions[first], "end": sessions[last], "first": first, "last": last,
+                          "sessions": np.diff(np.append(begin, len(at)))[: len(begin)], "peak": peak})
+    return frame.astype({"start": SESSION_DTYPE, "end": SESSION_DTYPE})
 
 # %% ../nbs/22_events.ipynb #ee73090c
 def current_run(index: pd.DataFrame, bound: float) -> dict[str, Any]:
@@ -124,14 +126,13 @@ def stretches(holds: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndar
     return place[np.append(0, apart + 1)], place[np.append(apart, len(place) - 1)]
 
 
-def _dated_back(seen: pd.DataFrame, fired: int, after: int, settings: EventSettings) -> int:
-    """Position of the first session of the crisis that was noticed at `fired`; the one before ended at `after` (-1: there was none)."""
-    if not (seen["fell"].iat[fired] or seen["shook"].iat[fired]):
-        run = np.flatnonzero((seen["vix_run"].to_numpy()[:fired + 1] == 1) & (seen["vix_close"].to_numpy()[:fired + 1] > settings.vix))
-        return int(run[-1])
+def _dated_back(seen: pd.DataFrame, fired: int, own: bool, after: int, settings: EventSettings) -> int:
+    """Position of the first session of the crisis that was noticed at `fired`, by the index's `own` triggers or the VIX; the one before ended at `after` (-1: none)."""
+    if not own:
+        starts = (seen["vix_run"].to_numpy()[:fired + 1] == 1) & (seen["vix_close"].to_numpy()[:fired + 1] > settings.vix)
+        return int(np.flatnonzero(starts)[-1])
     first = max(fired - settings.drawdown_sessions + 1, after, 0)
-    close = seen["index_close"].to_numpy()[first:fired + 1]
-    return min(first + int(np.nanargmax(close)) + 1, fired)
+    return min(first + int(np.nanargmax(seen["index_close"].to_numpy()[first:fired + 1])) + 1, fired)
 
 
 def crises(seen: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
@@ -147,14 +148,15 @@ def crises(seen: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
     DataFrame [start, fired, last, trigger]
         Positions of sessions, in order. `trigger` is drawdown, volatility, drawdown+volatility, or vix, which is an event only if it is confirmed.
     """
-    own, long = (seen["fell"] | seen["shook"]).to_numpy(), (seen["vix_run"] >= settings.vix_sessions).to_numpy() & (seen["vix_close"] > settings.vix).to_numpy()
-    rows, after = [], -1
+    marks = {"drawdown": seen["fell"].to_numpy(), "volatility": seen["shook"].to_numpy()}
+    long = (seen["vix_run"].to_numpy() >= settings.vix_sessions) & (seen["vix_close"].to_numpy() > settings.vix)
+    rows, after, either = [], -1, marks["drawdown"] | marks["volatility"]
     for first, last in zip(*stretches(seen["holds"].to_numpy(), seen["known"].to_numpy()), strict=True):
-        hits = next((hits for speaks in (own, long) if len(hits := np.flatnonzero(speaks[first:last + 1]))), None)
-        if hits is not None:
-            fired = int(first + hits[0])
-            trigger = "+".join(name for name, mark in (("drawdown", "fell"), ("volatility", "shook")) if seen[mark].iat[fired]) or "vix"
-            rows.append((_dated_back(seen, fired, after, settings), fired, int(last), trigger))
+        own, vix = (first + np.flatnonzero(speaks[first:last + 1]) for speaks in (either, long))
+        if len(own) or len(vix):
+            fired = int((own if len(own) else vix)[0])
+            trigger = "+".join(name for name, mark in marks.items() if mark[fired]) or "vix"
+            rows.append((_dated_back(seen, fired, len(own) > 0, after, settings), fired, int(last), trigger))
         after = int(last)
     return pd.DataFrame(rows, columns=["start", "fired", "last", "trigger"])
 
@@ -339,6 +341,13 @@ def _facts(event: Mapping[str, Any], regimes: pd.DataFrame) -> dict[str, Any]:
     return archive.event_row({**event, "regime_distribution": {regime: round(float(shares.get(regime, 0.0)), 6) for regime in REGIMES}})
 
 
+def _up_to(frame: pd.DataFrame, as_of: pd.Timestamp) -> pd.DataFrame:
+    """Rows of the sessions up to `as_of`; of a sorted frame, without a copy."""
+    if frame["session"].is_monotonic_increasing:
+        return frame.iloc[:int(frame["session"].searchsorted(as_of, side="right"))]
+    return frame[frame["session"] <= as_of].reset_index(drop=True)
+
+
 def _triggers(seen: pd.DataFrame, settings: EventSettings) -> dict[str, dict[str, Any]]:
     """The index's own triggers on the last session, each with `observed`, `limit` and `met`; none in preset `seed`."""
     if settings.preset == "seed":
@@ -375,15 +384,14 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
         Frames `canonical`, `crises`, `events`, `watch`; document `decision`; rows `dynamic_events`.
     """
     as_of, limits, state = to_session(as_of), settings.events, inputs.get("state") or {}
-    index, regimes = (frame[frame["session"] <= as_of] for frame in (inputs["market"]["index"], inputs["regimes"]["symbol_regimes"]))
+    index, regimes = (_up_to(frame, as_of) for frame in (inputs["market"]["index"], inputs["regimes"]["symbol_regimes"]))
     captured, drift = state.get("captured_events") or [], drift_observed(inputs["drift"]["drift"])
-    index = index.reset_index(drop=True)
     seen, canonical = watch(index, limits), canonical_events(limits, index["session"], settings.labels.horizon, as_of)
-    covered = seen["session"].isin(regimes["session"].unique()).to_numpy()
+    covered = np.isin(seen["session"].to_numpy(), regimes["session"].to_numpy())
     changed = {event["event_name"]: row for event in captured if (row := advance(event, seen, covered, settings.labels.horizon))}
     latest = [changed.get(event["event_name"], event) for event in captured]
 
-    now, today = current_run(index, limits.vix), regimes.loc[regimes["session"] == as_of, "regime"]
+    now, today = current_run(index, limits.vix), regimes["regime"][(regimes["session"] == as_of).to_numpy()]
     crash = float((today == "crash").mean()) if len(today) else float("nan")
     start = as_of if pd.isna(now["start"]) else now["start"]
     found = criteria(now["sessions"], drift, crash, duplicate_of(start, canonical, latest, index["session"]), limits)
@@ -447,7 +455,98 @@ def latest_data(store: Store, artifacts: ArtifactStore) -> tuple[dict[str, dict[
         raise ConfigError("No run has left data to cut samples from; run `mltrader cycle` (or `mltrader monitor`) once, or pass `source`.")
     return {task: {name: artifacts.get(outputs[task][name]) for name in names} for task, names in wanted.items()}, to_session(as_of)
 
+
+def archived_parts(store: Store, artifacts: ArtifactStore, event: str, feature_set: str, label_digest: str) -> list[pd.DataFrame]:
+    """What the archive holds of an event under one feature set and label: frames that do not overlap."""
+    with store.read() as conn:
+        held = [row for row in db.archived_events(conn) if (row["event"], row["feature_set"], row["label_digest"]) == (event, feature_set, label_digest)]
+    return archive.recall(held, lambda sha256: artifacts.get({"sha256": sha256, "kind": "frame"}))[0]
+
+
+def under_way(
+    drift_result: Mapping[str, Any], vix: pd.Series | pd.DataFrame, regime_dist: Mapping[str, float], captured: Sequence[Mapping[str, Any]], settings: Settings
+) -> str | None:
+    """Name of an event that is under way today and not among those captured, or None; see `DynamicArchiveUpdater.check_for_new_event`.
+
+    Raises
+    ------
+    DataError
+        If `vix` is one value, or is not sorted by session.
+    """
+    if not isinstance(vix, (pd.Series, pd.DataFrame)):
+        raise DataError(f"`current_vix`={vix!r} must be a Series of closes by session (or the index frame), not one value.")
+    index = vix if isinstance(vix, pd.DataFrame) else pd.DataFrame({"session": vix.index, "vix_close": vix.to_numpy(dtype=float)})
+    index, limits = index.assign(session=index["session"].astype(SESSION_DTYPE)).reset_index(drop=True), settings.events
+    today, now = index["session"].iloc[-1], current_run(index, limits.vix)
+    canonical = canonical_events(limits, index["session"], settings.labels.horizon, today)
+    known = duplicate_of(today if pd.isna(now["start"]) else now["start"], canonical, captured, index["session"])
+    found = criteria(now["sessions"], drift_observed(drift_result), float(regime_dist.get("crash", float("nan"))), known, limits)
+    fresh = new_events(watch(index, limits), canonical, captured, limits, today, all(criterion["met"] for criterion in found.values()))
+    return fresh[-1]["event_name"] if fresh else None
+
 # %% ../nbs/22_events.ipynb #88f71b96
+def cut_event(
+    event: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The samples of an event that has matured at `as_of` (none otherwise), and the event with when it had, and what they come from.
+
+    Parameters
+    ----------
+    event : mapping
+        `event_name start_date end_date provenance`, optionally `matured_on`.
+    inputs : mapping
+        As `archive.run` takes them.
+    """
+    regimes, horizon, event = inputs["regimes"]["market_regimes"], settings.labels.horizon, dict(event)
+    regimes = _up_to(regimes, as_of)
+    sessions = regimes["session"].to_numpy()
+    first, last = _place(sessions, event["start_date"]), int(np.searchsorted(sessions, np.datetime64(to_session(event["end_date"])), side="right")) - 1
+    ready, span = last + max(MERGE_SESSIONS, horizon + 2), sessions[first:last + 1]
+    covered = np.isin(span, inputs["market"]["panel"]["session"].to_numpy())
+    if ready >= len(sessions) or to_session(event["start_date"]) < sessions[0] or not len(span) or covered.mean() < SPAN_SHARE:
+        return pd.DataFrame(), event
+    if _absent(event.get("matured_on")):
+        event["matured_on"] = pd.Timestamp(sessions[ready]).date()
+    table = archive.event_table((), [{**event, "state": "matured"}], regimes, horizon, settings.events.aftermath_sessions)
+    _, samples, label = archive.cut_whole(table, inputs, settings, as_of)
+    if len(samples):
+        event["provenance"] = {**event["provenance"], "vintage": samples["vintage"].iloc[0], "feature_set": samples["feature_set"].iloc[0], "label_digest": label,
+                               "as_of": as_of.date().isoformat(), "regime": str(table["regime"].iloc[0]), "weight": float(table["weight"].iloc[0])}
+    return samples, event
+
+
+def manifest_row(event: Mapping[str, Any], samples: pd.DataFrame, sha256: str) -> dict[str, Any]:
+    """The row of `archive_events` for the captured samples of an event."""
+    source = event["provenance"]
+    return {"as_of": to_session(source["as_of"]).date(), "event": event["event_name"], "start_date": event["start_date"], "end_date": event["end_date"],
+            "known_from": samples["known_from"].iloc[0].date(), "regime": source["regime"], "weight": source["weight"], "reason": "captured event",
+            "feature_set": samples["feature_set"].iloc[0], "label_digest": source["label_digest"], "vintage": source["vintage"], "sha256": sha256,
+            "n_rows": len(samples), "n_symbols": samples["symbol"].nunique(), "first_session": samples["session"].min().date(), "last_session": samples["session"].max().date()}
+
+
+def record_event(store: Store, settings: Settings, event: Mapping[str, Any], as_of: Any = None, manifest: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Write an event, and rows of the archive's manifest, in a run of their own, as of the latest session known; returns the run's id."""
+    clock = Clock()
+    with store.write() as conn:
+        days = [row["as_of"] for row in db.runs(conn) if row["as_of"] is not None] + ([] if as_of is None else [to_session(as_of).date()])
+        run_id = f"events_{clock.stamp()}"
+        while db.runs(conn, run_id=run_id):
+            run_id += "x"  # two within one second
+        db.start_run(conn, run_id, "monitor", "events by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
+        db.set_as_of(conn, run_id, max(days, default=None))
+        db.write_rows(conn, run_id, {"dynamic_events": [archive.event_row(event)], "archive_events": list(manifest)})
+        db.finish_run(conn, run_id, "success", clock)
+    return run_id
+
+
+def readable(event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event without what only the database needs: a number that is not there is NaN, a date NaT, and a flag is True or False."""
+    blank = {**dict.fromkeys(("vix_peak", "drift_score"), float("nan")), **dict.fromkeys(("start_date", "end_date", "detected_on", "matured_on"), pd.NaT),
+             "sample_count": 0, "added_to_archive": False, "triggered_retraining": False}
+    row = {name: event[name] for name in archive.EVENT_COLUMNS}
+    return {name: blank.get(name) if value is None else value for name, value in row.items()}
+
+# %% ../nbs/22_events.ipynb #409b99ae
 class DynamicArchiveUpdater:
     """Finds rare events, captures them, and merges them into the archive.
 
@@ -465,7 +564,7 @@ class DynamicArchiveUpdater:
     """
 
     def __init__(self, store: Store | None = None, settings: Settings | None = None, source: Source | None = None, folder: Path | None = None) -> None:
-        self._store, self._settings, self._source, self._folder = store, settings, source, folder
+        self._store, self._settings, self.source, self._folder = store, settings, source, folder
 
     @property
     def store(self) -> Store:
@@ -484,6 +583,16 @@ class DynamicArchiveUpdater:
         """The files of samples."""
         return ArtifactStore(self._folder or home() / "artifacts")
 
+    def _on_record(self) -> dict[str, dict[str, Any]]:
+        with self.store.read() as conn:
+            return {event["event_name"]: event for event in db.captured_events(conn)}
+
+    def _event(self, name: str) -> dict[str, Any]:
+        events = self._on_record()
+        if name not in events:
+            raise ConfigError(f"There is no event {name!r} on record, but {sorted(events)}; `capture_event` records one.")
+        return events[name]
+
     def check_for_new_event(self, drift_result: Mapping[str, Any], current_vix: pd.Series | pd.DataFrame, current_regime_dist: Mapping[str, float]) -> str | None:
         """Name of an event that is under way and not on record yet, or None.
 
@@ -496,133 +605,56 @@ class DynamicArchiveUpdater:
         current_regime_dist : mapping of str to float
             Share of symbols by regime today.
         """
-        if not isinstance(current_vix, (pd.Series, pd.DataFrame)):
-            raise DataError(f"`current_vix`={current_vix!r} must be a Series of closes by session (or the index frame), not one value.")
-        index = current_vix if isinstance(current_vix, pd.DataFrame) else pd.DataFrame({"session": current_vix.index, "vix_close": current_vix.to_numpy(dtype=float)})
-        index, limits = index.assign(session=index["session"].astype(SESSION_DTYPE)).reset_index(drop=True), self.settings.events
-        today, captured, now = index["session"].iloc[-1], self._on_record(), current_run(index, limits.vix)
-        canonical = canonical_events(limits, index["session"], self.settings.labels.horizon, today)
-        known = duplicate_of(today if pd.isna(now["start"]) else now["start"], canonical, captured, index["session"])
-        found = criteria(now["sessions"], drift_observed(drift_result), float(current_regime_dist.get("crash", float("nan"))), known, limits)
-        fresh = new_events(watch(index, limits), canonical, captured, limits, today, all(criterion["met"] for criterion in found.values()))
-        return fresh[-1]["event_name"] if fresh else None
+        return under_way(drift_result, current_vix, current_regime_dist, list(self._on_record().values()), self.settings)
 
-    def capture_event(
-        self, event_name: str, start_date: Any, end_date: Any, vix_peak: float, drift_score: float, regime_dist: Mapping[str, float]
-    ) -> pd.DataFrame:
-        """Cut the samples of an event, if they are all known; the event is then `matured`, otherwise `closed`, to be tried again.
+    def capture_event(self, event_name: str, start_date: Any, end_date: Any, vix_peak: float, drift_score: float, regime_dist: Mapping[str, float]) -> pd.DataFrame:
+        """Cut the samples of an event (whole ones, as the archive holds them) if they are all known: it is then `matured`.
 
-        Returns
-        -------
-        DataFrame
-            Whole samples (`archive.SAMPLE_FACTS`, `archive.EVENT_FACTS`, features); empty if the event has not matured, the panel lacks its span, or the source failed.
+        Otherwise (not matured, the panel lacks its span, or the source failed) there are none, and it is `closed`, to be tried again.
         """
-        before = next((event for event in self._on_record() if event["event_name"] == event_name), {})
-        start, end = to_session(start_date), to_session(end_date)
-        event = {"trigger": "by hand", "provenance": {"fired_on": start.date().isoformat()}, "sample_count": 0, "added_to_archive": False, "triggered_retraining": False,
-                 **before, "event_name": event_name, "start_date": start.date(), "end_date": end.date(), "vix_peak": vix_peak, "drift_score": drift_score,
-                 "regime_distribution": dict(regime_dist)}
+        before, start, end = self._on_record().get(event_name, {}), to_session(start_date), to_session(end_date)
+        event = {"trigger": "by hand", "provenance": {"fired_on": start.date().isoformat()}, "added_to_archive": False, "triggered_retraining": False, **before,
+                 "event_name": event_name, "start_date": start.date(), "end_date": end.date(), "vix_peak": vix_peak, "drift_score": drift_score, "regime_distribution": dict(regime_dist)}
+        samples, as_of = pd.DataFrame(), None
         try:
-            inputs, as_of = self._source(start, end) if self._source else latest_data(self.store, self.artifacts)
+            inputs, as_of = self.source(start, end) if self.source else latest_data(self.store, self.artifacts)
         except MltraderError as error:
-            if self._source is None:
+            if self.source is None:
                 raise
-            samples, as_of, event["provenance"] = pd.DataFrame(), None, {**event["provenance"], "failed": str(error)[:200]}
+            event["provenance"] = {**event["provenance"], "failed": str(error)[:200]}
         else:
-            event["detected_on"] = event.get("detected_on") or to_session(as_of).date()
-            samples = self._cut(event, inputs, to_session(as_of))
+            samples, event = cut_event({**event, "detected_on": event.get("detected_on") or to_session(as_of).date()}, inputs, self.settings, to_session(as_of))
         if before.get("state") not in ("merged", "trained"):
-            event |= {"state": "matured" if len(samples) else "closed", "sample_count": len(samples)}
-            event["matured_on"] = event.get("matured_on") if len(samples) else None
-            self._record(event, as_of)
-        return samples
-
-    def _cut(self, event: dict[str, Any], inputs: Mapping[str, Mapping[str, Any]], as_of: pd.Timestamp) -> pd.DataFrame:
-        """The samples of an event that has matured at `as_of` (none otherwise); writes into `event` when it had, and what they come from."""
-        regimes, horizon = inputs["regimes"]["market_regimes"], self.settings.labels.horizon
-        regimes = regimes[regimes["session"] <= as_of]
-        sessions = regimes["session"].to_numpy()
-        first, last = _place(sessions, event["start_date"]), int(np.searchsorted(sessions, np.datetime64(to_session(event["end_date"])), side="right")) - 1
-        ready = last + max(MERGE_SESSIONS, horizon + 2)
-        span = pd.Series(sessions[first:last + 1]).isin(inputs["market"]["panel"]["session"].unique())
-        whole = len(span) > 0 and to_session(event["start_date"]) >= sessions[0] and span.mean() >= SPAN_SHARE
-        if ready >= len(sessions) or not whole:
-            return pd.DataFrame()
-        event["matured_on"] = _absent(event.get("matured_on")) and pd.Timestamp(sessions[ready]).date() or event["matured_on"]
-        table = archive.event_table((), [{**event, "state": "matured"}], regimes, horizon, self.settings.events.aftermath_sessions)
-        _, samples, label = archive.cut_whole(table, inputs, self.settings, as_of)
-        if len(samples):
-            event["provenance"] = {**event["provenance"], "vintage": samples["vintage"].iloc[0], "feature_set": samples["feature_set"].iloc[0], "label_digest": label,
-                                   "as_of": as_of.date().isoformat(), "regime": str(table["regime"].iloc[0]), "weight": float(table["weight"].iloc[0])}
+            event |= {"state": "matured" if len(samples) else "closed", "sample_count": len(samples), "matured_on": event.get("matured_on") if len(samples) else None}
+            record_event(self.store, self.settings, event, as_of)
         return samples
 
     def merge_into_archive(self, event_name: str, samples: pd.DataFrame) -> int:
         """Put the samples of a captured event into the archive; returns how many were not there yet (0 the second time)."""
         event = self._event(event_name)
-        require_columns(samples, [*archive.KEYS, *archive.EVENT_FACTS], "`samples` (as `capture_event` returns them)")
         source = event.get("provenance") or {}
         if not len(samples) or "label_digest" not in source:
             raise DataError(f"There are no captured samples of {event_name}: it is {event['state']}; `capture_event` cuts them once it has matured.")
-        version = str(samples["feature_set"].iloc[0])
-        with self.store.read() as conn:
-            held = [row for row in db.archived_events(conn) if (row["event"], row["feature_set"], row["label_digest"]) == (event_name, version, source["label_digest"])]
-        parts, _, _ = archive.recall(held, lambda sha256: self.artifacts.get({"sha256": sha256, "kind": "frame"}))
+        require_columns(samples, [*archive.KEYS, *archive.EVENT_FACTS], "`samples` (as `capture_event` returns them)")
+        parts = archived_parts(self.store, self.artifacts, event_name, samples["feature_set"].iloc[0], source["label_digest"])
         whole = pd.concat([samples, *parts], ignore_index=True).drop_duplicates(archive.KEYS).sort_values(archive.KEYS, ignore_index=True)
-        added = len(whole) - sum(map(len, parts))
-        if added:
-            known = samples["known_from"].iloc[0].date()
-            row = {"as_of": known if "as_of" not in source else to_session(source["as_of"]).date(), "event": event_name, "start_date": event["start_date"],
-                   "end_date": event["end_date"], "known_from": known, "regime": source.get("regime"), "weight": source.get("weight"), "reason": "captured event",
-                   "feature_set": version, "label_digest": source["label_digest"], "vintage": source["vintage"], "sha256": self.artifacts.put(whole).sha256,
-                   "n_rows": len(whole), "n_symbols": whole["symbol"].nunique(), "first_session": whole["session"].min().date(), "last_session": whole["session"].max().date()}
-            if event["state"] == "matured":
-                event = archive.merged_rows([event], [row])[0]
-            self._record(event, None, [row])
+        if added := len(whole) - sum(map(len, parts)):
+            row = manifest_row(event, whole, self.artifacts.put(whole).sha256)
+            record_event(self.store, self.settings, (archive.merged_rows([event], [row]) or [event])[0], None, [row])
         return added
 
     def get_captured_events(self) -> list[dict[str, Any]]:
-        """All events on record, oldest first: what `dynamic_events` says of each; a number or date that is not there is NaN or NaT."""
-        events = [{name: event[name] for name in archive.EVENT_COLUMNS} for event in self._on_record()]
-        for event in events:
-            event |= {name: float("nan") for name in ("vix_peak", "drift_score") if event[name] is None}
-            event |= {name: pd.NaT for name in ("start_date", "end_date", "detected_on", "matured_on") if event[name] is None}
-            event |= {name: bool(event[name]) for name in ("added_to_archive", "triggered_retraining")}
-            event |= {"sample_count": int(event["sample_count"] or 0)}
-        return events
+        """All events on record, oldest first: what `dynamic_events` says of each (see `readable`)."""
+        return [readable(event) for event in self._on_record().values()]
 
     def trigger_retraining(self, event_name: str) -> bool:
         """Ask for a model that has learned from a merged event; returns whether that is asked for now (no longer, once one has)."""
         event = self._event(event_name)
-        if event["state"] == "trained":
-            return False
-        if event["state"] != "merged":
+        if event["state"] not in ("merged", "trained"):
             raise ConfigError(f"{event_name} is {event['state']}: there is nothing to learn from before its samples are merged into the archive.")
-        if not event["triggered_retraining"]:
-            self._record({**event, "triggered_retraining": True}, None)
-        return True
-
-    def _on_record(self) -> list[dict[str, Any]]:
-        with self.store.read() as conn:
-            return db.captured_events(conn)
-
-    def _event(self, name: str) -> dict[str, Any]:
-        events = {event["event_name"]: event for event in self._on_record()}
-        if name not in events:
-            raise ConfigError(f"There is no event {name!r} on record, but {sorted(events)}; `capture_event` records one.")
-        return events[name]
-
-    def _record(self, event: Mapping[str, Any], as_of: Any, manifest: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Write an event, and rows of the archive's manifest, in a run of their own."""
-        clock = Clock()
-        with self.store.write() as conn:
-            known = [row["as_of"] for row in db.runs(conn) if row["as_of"] is not None]
-            run_id = f"events_{clock.stamp()}"
-            while db.runs(conn, run_id=run_id):
-                run_id += "x"
-            db.start_run(conn, run_id, "monitor", "events by hand", 0, self.settings.model_dump(mode="json"), self.settings.digest(), clock)
-            db.set_as_of(conn, run_id, max([*known, *([to_session(as_of).date()] if as_of is not None else [])], default=None))
-            db.write_rows(conn, run_id, {"dynamic_events": [archive.event_row(event)], "archive_events": list(manifest)})
-            db.finish_run(conn, run_id, "success", clock)
+        if event["state"] == "merged" and not event["triggered_retraining"]:
+            record_event(self.store, self.settings, {**event, "triggered_retraining": True})
+        return event["state"] == "merged"
 
 # %% ../nbs/22_events.ipynb #51f72769
 def _verdict(output: TaskOutput) -> str:
