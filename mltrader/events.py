@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAX_GAP', 'MERGE_SESSIONS', 'QUIET_SESSIONS', 'SPAN_SHARE', 'STATES', 'NEXT_STATES', 'SOURCE_TASKS', 'Source',
-           'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'crises', 'event_name', 'advance',
-           'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run', 'latest_data',
-           'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event', 'readable',
+           'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'Crisis', 'crises', 'event_name', 'advance',
+           'moved', 'first_row', 'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run',
+           'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event', 'readable',
            'DynamicArchiveUpdater', 'figure', 'table', 'listing']
 
 # %% ../nbs/22_events.ipynb #ddb0a918
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -135,19 +135,20 @@ def _dated_back(seen: pd.DataFrame, fired: int, own: bool, after: int, settings:
     return min(first + int(np.nanargmax(seen["index_close"].to_numpy()[first:fired + 1])) + 1, fired)
 
 
-def crises(seen: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
-    """All crises that the triggers find in history, each with what was known when it was noticed.
+class Crisis(NamedTuple):
+    """A crisis by the positions of its first session, the one on which it was noticed, and its last so far.
 
-    Parameters
-    ----------
-    seen : DataFrame
-        From `watch`.
-
-    Returns
-    -------
-    DataFrame [start, fired, last, trigger]
-        Positions of sessions, in order. `trigger` is drawdown, volatility, drawdown+volatility, or vix, which is an event only if it is confirmed.
+    `trigger` is drawdown, volatility, drawdown+volatility, or vix, which is an event only if it is confirmed.
     """
+
+    start: int
+    fired: int
+    last: int
+    trigger: str
+
+
+def crises(seen: pd.DataFrame, settings: EventSettings) -> list[Crisis]:
+    """All crises that the triggers find in `seen` (from `watch`), in order, each dated with what was known when it was noticed."""
     marks = {"drawdown": seen["fell"].to_numpy(), "volatility": seen["shook"].to_numpy()}
     long = (seen["vix_run"].to_numpy() >= settings.vix_sessions) & (seen["vix_close"].to_numpy() > settings.vix)
     rows, after, either = [], -1, marks["drawdown"] | marks["volatility"]
@@ -156,9 +157,9 @@ def crises(seen: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
         if len(own) or len(vix):
             fired = int((own if len(own) else vix)[0])
             trigger = "+".join(name for name, mark in marks.items() if mark[fired]) or "vix"
-            rows.append((_dated_back(seen, fired, len(own) > 0, after, settings), fired, int(last), trigger))
+            rows.append(Crisis(_dated_back(seen, fired, len(own) > 0, after, settings), fired, int(last), trigger))
         after = int(last)
-    return pd.DataFrame(rows, columns=["start", "fired", "last", "trigger"])
+    return rows
 
 
 def event_name(start: Any) -> str:
@@ -220,6 +221,17 @@ def advance(event: Mapping[str, Any], seen: pd.DataFrame, covered: np.ndarray, h
     now = {"state": state, "end_date": None if state == "open" else pd.Timestamp(sessions[last]).date(), "matured_on": matured_on,
            "vix_peak": float(np.nanmax(vix)) if np.isfinite(vix).any() else float("nan")}
     return {**event, **now} if any(_differ(now[name], event.get(name)) for name in ("state", "end_date", "vix_peak")) else None
+
+
+def moved(captured: Sequence[Mapping[str, Any]], seen: pd.DataFrame, covered: np.ndarray, horizon: int) -> dict[str, dict[str, Any]]:
+    """Next rows of the captured events that have changed, by name."""
+    return {event["event_name"]: row for event in captured if (row := advance(event, seen, covered, horizon))}
+
+
+def first_row(event: Mapping[str, Any], seen: pd.DataFrame, covered: np.ndarray, horizon: int) -> dict[str, Any]:
+    """The row of an event that was just found: `detected` while it lasts; found late, it may have closed or matured already."""
+    now = advance({**event, "state": "new"}, seen, covered, horizon)
+    return {**now, "state": "detected"} if now["state"] == "open" else now
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -307,7 +319,7 @@ def criteria(
 def new_events(
     seen: pd.DataFrame, canonical: pd.DataFrame, captured: Sequence[Mapping[str, Any]], settings: EventSettings, since: Any, confirmed: bool
 ) -> list[dict[str, Any]]:
-    """Events that are not on record yet: `event_name start_date end_date state trigger` and `provenance.fired_on`.
+    """Events that are not on record yet: `event_name start_date trigger` and `provenance.fired_on`, in state `new` (see `first_row`).
 
     Parameters
     ----------
@@ -319,8 +331,8 @@ def new_events(
         Whether all four criteria hold on the last session.
     """
     sessions, known, rows = seen["session"].to_numpy(), np.append(0, np.cumsum(seen["known"].to_numpy())), []
-    now = np.flatnonzero(seen["vix_close"].notna())[-1:]
-    for crisis in crises(seen, settings).itertuples():
+    now = np.flatnonzero(np.isfinite(seen["vix_close"].to_numpy()))[-1:]
+    for crisis in crises(seen, settings):
         over = int(np.searchsorted(known, known[crisis.last + 1] + MERGE_SESSIONS)) - 1
         late = over < len(sessions) and pd.Timestamp(sessions[over]) < to_session(since)
         if late or (crisis.trigger == "vix" and not (confirmed and crisis.last in now)):
@@ -329,7 +341,7 @@ def new_events(
         held = [*captured, *rows]
         if event_name(start) in {event["event_name"] for event in held} or duplicate_of(start, canonical, held, sessions, fired, last):
             continue
-        rows.append({"event_name": event_name(start), "start_date": start.date(), "end_date": last.date() if over < len(sessions) else None, "state": "detected",
+        rows.append({"event_name": event_name(start), "start_date": start.date(), "end_date": last.date() if over < len(sessions) else None, "state": "new",
                      "trigger": "seed" if crisis.trigger == "vix" else crisis.trigger, "provenance": {"fired_on": fired.date().isoformat()}})
     return [{**row, "end_date": None} for row in rows]
 
@@ -388,9 +400,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     captured, drift = state.get("captured_events") or [], drift_observed(inputs["drift"]["drift"])
     seen, canonical = watch(index, limits), canonical_events(limits, index["session"], settings.labels.horizon, as_of)
     covered = np.isin(seen["session"].to_numpy(), regimes["session"].to_numpy())
-    changed = {event["event_name"]: row for event in captured if (row := advance(event, seen, covered, settings.labels.horizon))}
+    changed, horizon = moved(captured, seen, covered, settings.labels.horizon), settings.labels.horizon
     latest = [changed.get(event["event_name"], event) for event in captured]
-
     now, today = current_run(index, limits.vix), regimes["regime"][(regimes["session"] == as_of).to_numpy()]
     crash = float((today == "crash").mean()) if len(today) else float("nan")
     start = as_of if pd.isna(now["start"]) else now["start"]
@@ -398,11 +409,10 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     triggers, confirmed = _triggers(seen, limits), all(criterion["met"] for criterion in found.values())
     observed = {name: value["observed"] for name, value in {**found, **triggers}.items()}
     since = min(to_session(day) for day in (as_of, state.get("watched_since"), limits.since) if day is not None)
+    facts = {"drift_score": drift, "detected_on": as_of.date(), "sample_count": 0, "added_to_archive": False, "triggered_retraining": False}
     for event in new_events(seen, canonical, latest, limits, since, confirmed):
-        event |= {"vix_peak": None, "drift_score": drift, "detected_on": as_of.date(), "sample_count": 0, "added_to_archive": False, "triggered_retraining": False,
-                  "provenance": {**event["provenance"], "preset": limits.preset, "observed": db.clean(observed), "limits": _limits(limits)}}
-        moved = advance(event, seen, covered, settings.labels.horizon) or event
-        changed[event["event_name"]] = {**moved, "state": "detected"} if moved["state"] == "open" else moved
+        event |= {**facts, "provenance": {**event["provenance"], "preset": limits.preset, "observed": db.clean(observed), "limits": _limits(limits)}}
+        changed[event["event_name"]] = first_row(event, seen, covered, horizon)
     rows = [_facts(event, regimes) for event in changed.values()]
     latest = [changed.pop(event["event_name"], event) for event in latest] + list(changed.values())
     return _output(rows, latest, seen, canonical, limits, {"as_of": f"{as_of:%Y-%m-%d}", "preset": limits.preset, "criteria": found, "triggers": triggers})
@@ -417,7 +427,7 @@ def _output(
     rows: Sequence[Mapping[str, Any]], latest: Sequence[Mapping[str, Any]], seen: pd.DataFrame, canonical: pd.DataFrame, limits: EventSettings, decision: dict[str, Any]
 ) -> TaskOutput:
     """What the task leaves."""
-    past = crises(seen, limits)
+    past = pd.DataFrame(crises(seen, limits), columns=list(Crisis._fields))
     sessions = seen["session"].to_numpy()
     past = past.assign(**{name: sessions[past[name].to_numpy(dtype=int)] for name in ("start", "fired", "last")}).astype(
         {**dict.fromkeys(("start", "fired", "last"), SESSION_DTYPE), "trigger": "str"})
