@@ -6,8 +6,8 @@
 __all__ = ['MAX_GAP', 'MERGE_SESSIONS', 'QUIET_SESSIONS', 'SPAN_SHARE', 'STATES', 'NEXT_STATES', 'SOURCE_TASKS', 'Source',
            'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'Crisis', 'crises', 'event_name', 'advance',
            'moved', 'first_row', 'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run',
-           'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event', 'readable',
-           'DynamicArchiveUpdater', 'figure', 'table', 'listing']
+           'learned_from', 'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event',
+           'readable', 'DynamicArchiveUpdater', 'figure', 'table', 'listing']
 
 # %% ../nbs/22_events.ipynb #ddb0a918
 from collections.abc import Callable, Mapping, Sequence
@@ -444,6 +444,22 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """What a document says of an event: dates as ISO text, and nothing of runs."""
     keep = ("event_name", "start_date", "end_date", "state", "trigger", "vix_peak", "drift_score", "detected_on", "matured_on", "sample_count")
     return {key: value.isoformat() if hasattr(value := row.get(key), "isoformat") else value for key in keep}
+
+# %% ../nbs/22_events.ipynb #b97eb663
+def learned_from(training_set: pd.DataFrame, captured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the merged events of which a training set holds rows of their own dates; a cycle gives them to `store.mark_trained` when it has succeeded.
+
+    Parameters
+    ----------
+    training_set : DataFrame [session, ...]
+        From `24_memory`.
+    captured : sequence of mapping
+        Events on record, as `store.captured_events` gives them.
+    """
+    sessions = np.unique(training_set["session"].to_numpy())
+    merged = [event for event in captured if event.get("state") == "merged"]
+    return [str(event["event_name"]) for event in merged
+            if np.searchsorted(sessions, np.datetime64(to_session(event["end_date"])), side="right") > _place(sessions, event["start_date"])]
 
 # %% ../nbs/22_events.ipynb #63e216ea
 SOURCE_TASKS: tuple[str, ...] = ("market", "features", "regimes", "labels")
