@@ -98,7 +98,7 @@ def watch(index: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
     Returns
     -------
     DataFrame [session, index_close, vix_close, vix_run, drawdown, volatility, fell, shook, holds, known]
-        `vix_run`: length so far of the run of high VIX; `fell`, `shook`: the index's own triggers (never in preset `seed`); `holds`: these, or the VIX is
+        `vix_run`: length so far of the run of high VIX (0 where the VIX is not above its bound, or missing); `fell`, `shook`: the index's own triggers (never in preset `seed`); `holds`: these, or the VIX is
         above its bound; `known`: anything was there to be judged by.
     """
     runs, n = vix_runs(index, settings.vix), len(index)
@@ -106,7 +106,7 @@ def watch(index: pd.DataFrame, settings: EventSettings) -> pd.DataFrame:
     close = index["index_close"].to_numpy(dtype=float) if "index_close" in index else np.full(n, np.nan)
     length, above, own = np.zeros(n, dtype=int), vix > settings.vix, settings.preset == "extended"
     for first, last in runs[["first", "last"]].to_numpy():
-        length[first:last + 1] = np.cumsum(above[first:last + 1])
+        length[first:last + 1] = np.cumsum(above[first:last + 1]) * above[first:last + 1]  # a bridged session is one in hindsight only
     fall, volatility = index_moves(close, settings)
     fell, shook = (fall <= -settings.drawdown) & own, (volatility >= settings.volatility) & own
     return pd.DataFrame({"session": index["session"].to_numpy(), "index_close": close, "vix_close": vix, "vix_run": length, "drawdown": fall, "volatility": volatility,
