@@ -81,7 +81,7 @@ QUICK = Settings(drift={"permutations": 20})
 VALUES = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 0.5000001, 1.0, 3.0, np.nan, np.inf])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(arrays(float, st.integers(5, 40), elements=VALUES), arrays(float, st.integers(1, 20), elements=VALUES))
 def test_distances_are_scipys_with_ties_and_gaps(reference, sample):
     reference = np.append(reference, 1.0)
@@ -189,8 +189,8 @@ def test_the_list_of_features_holds_for_all_of_them():
     worth = reference.null.n_sessions / np.mean([5, 20, 60])
     assert np.abs(found["p_value"] - (1 + worth * share) / (1 + worth)).max() < 0.02           # the grid's distances, to within its error
     assert set(found.loc[found["p_value"] < 0.05, "feature"]) == {"f3", "f7"}
-    named = sum((compare(autoregressive(s, 0.8, 12, 1000))[0]["p_value"] < 0.05).any() for s in range(12))
-    assert named <= 3
+    named = sum((compare(autoregressive(s, 0.8, 12, 1000))[0]["p_value"] < 0.05).any() for s in range(6))
+    assert named <= 1
 
 
 WORLDS = {"ar 0.5": lambda s: autoregressive(s, 0.5, 8, 1000), "ar 0.9": lambda s: autoregressive(s, 0.9, 8, 1000),
@@ -208,23 +208,23 @@ def test_false_alarms_are_rare_and_with_an_iid_null_they_are_not():
     """Overall a check, windows and features together. The red team: the same detector believes that rows are exchangeable."""
     alarms = believed = 0
     for world in WORLDS.values():
-        for seed in range(10):
+        for seed in range(6):
             past, now = split(world(seed))
             alarms += drift.DriftDetector().fit(past).compare(now)[1]["detected"].any()
-            if seed < 3:
+            if seed < 2:
                 believed += drift.DriftDetector().fit(with_iid_null(past, seed)).compare(now)[1]["detected"].any()
-    assert alarms <= 4, f"{alarms} of 40 worlds without drift raised an alarm"
-    assert believed >= 5, f"only {believed} of 12: the null no longer matters"
+    assert alarms <= 3, f"{alarms} of 24 worlds without drift raised an alarm"
+    assert believed >= 4, f"only {believed} of 8: the null no longer matters"
 
 
 def test_shifts_are_seen():
-    """1 sd in all features within 20 sessions, in 9 of 10 worlds; VIX + 50 % as a market-wide feature among five."""
+    """1 sd in all features within 20 sessions, in 5 of 6 worlds."""
     seen = 0
-    for seed in range(10):
-        frame = autoregressive(seed, 0.8, 8, 1000, symbols=8)
+    for seed in range(6):
+        frame = autoregressive(seed, 0.8, 8, 1000)
         frame.loc[frame["session"] >= DAYS[980], [f"f{i}" for i in range(8)]] += 1.0
         seen += compare(frame)[1]["detected"].any()
-    assert seen >= 9
+    assert seen >= 5
 
 
 def test_a_vix_that_jumps_by_half_is_seen():
@@ -256,10 +256,11 @@ def test_crashes_are_seen_within_five_sessions(packaged, onset):
     day = int(np.searchsorted(sessions, np.datetime64(onset))) + 5
     some = panel[panel["session"].between(sessions[day - 1600], sessions[day])].reset_index(drop=True)
     frame = F.compute(some, index[index["session"].between(sessions[day - 1600], sessions[day])], chosen)
-    period = drift.reference_period(sessions[:day + 1], DriftSettings())
-    detector = drift.DriftDetector().fit(drift.between(frame, period["reference_start"], period["reference_end"]))
-    found = [detector.compare(frame[frame["session"].between(sessions[day - 64], sessions[t])].reset_index(drop=True))[1] for t in range(day - 5, day + 1)]
-    assert any(one["detected"].any() for one in found), pd.concat(found)
+    period = drift.reference_period(sessions[:day + 1], rule := DriftSettings())
+    reference = drift.Reference.of(drift.between(frame, period["reference_start"], period["reference_end"]), rule.windows)
+    scores = reference.score(reference.measure(frame[frame["session"] > period["reference_end"]].reset_index(drop=True), 6)[..., 0])
+    p = reference.null.overall(scores)                                  # of each session from the onset on, windows that end there
+    assert ((scores.max(axis=1) > rule.threshold) & (p <= rule.level)).any(), (scores, p)
 
 
 def test_disjoint_is_one_and_a_growing_shift_never_scores_less():
@@ -466,12 +467,12 @@ def test_what_is_not_known_is_no_harm_and_no_absence_of_it(evaluation, outcomes)
 def test_harm_errs_as_often_as_it_says():
     """Studentised over blocks: losses that cluster by session do not raise it."""
     rng, wrong = np.random.default_rng(0), 0
-    for _ in range(200):
+    for _ in range(100):
         mood = np.repeat(lfilter([0.3], [1, -0.9], rng.normal(size=1400))[400:], 4)
         losses = pd.DataFrame({"session": np.repeat(DAYS[:1000], 4), "log_loss": 1 + mood + rng.normal(size=4000), "known_at": DAYS[0].date()})
         then, now = drift.block_means(losses[losses["session"] < DAYS[850]], 30), drift.block_means(losses[losses["session"] >= DAYS[850]], 30)
         wrong += ttest_ind(now, then, equal_var=False, alternative="greater").pvalue <= 0.05
-    assert wrong <= 20
+    assert wrong <= 10
 
 
 def test_predictions_and_the_loss_they_expect():
