@@ -1,6 +1,6 @@
 """What the drift detector costs, how often it alarms without drift, how soon with it, and what it would have said since 1995.
 
-    python benchmarks/drift.py            # 1,200 worlds without drift, every session since 1995: some ten minutes
+    python benchmarks/drift.py            # 660 worlds without drift, every session since 1995: some ten minutes
     python benchmarks/drift.py --quick    # smaller sizes, under a minute; the history around the three crashes only
     python benchmarks/drift.py --json
 
@@ -247,7 +247,7 @@ def main() -> int:
     args = options.parse_args()
     result = {"speed": speed(*((180, 100_000, 5000, 9, 6) if args.quick else (180, 100_000, 5000, 15, 18)))}
     panel, index, features = packaged()
-    result |= {"calm": calm(features, 8 if args.quick else 120), "power": power(10 if args.quick else 60), "history": history(features, not args.quick), "vix": vix(panel, index, 10 if args.quick else 60)}
+    result |= {"calm": calm(features, 6 if args.quick else 60), "power": power(8 if args.quick else 40), "history": history(features, not args.quick), "vix": vix(panel, index, 8 if args.quick else 40)}
     gated = result["calm"][:-1]
     n, k = sum(r["n"] for r in gated), sum(r["alarms"] for r in gated)
     result["false_alarms"] = {"n": n, "alarms": k, "share": k / n, "interval": clopper_pearson(k, n)}

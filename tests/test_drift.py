@@ -184,6 +184,7 @@ def test_the_list_of_features_holds_for_all_of_them():
     detector = drift.DriftDetector().fit(past)
     found = detector.compare(now)[0]
     reference = detector.reference_
+    assert np.allclose(detector.compare(now)[1]["score"], found.groupby("window")["score"].mean(), atol=1e-12)
     z = (found["ks"].to_numpy() - found["null_median"]) / (found["null_high"] - found["null_median"])
     share = np.array([(reference.peaks >= x).mean() for x in z])
     worth = reference.null.n_sessions / np.mean([5, 20, 60])
@@ -450,6 +451,8 @@ def test_harm_is_welchs_test_over_blocks():
     assert found["p_value"] == pytest.approx(expected.pvalue, abs=1e-12) and found["rise"] == pytest.approx(np.mean(now) - np.mean(then), abs=1e-12)
     assert (found["live_blocks"], found["reference_blocks"], found["verdict"]) == (3, 20, "harm")
     assert drift.harm_test(past, live_of(DAYS[600:745], 0.0)["outcomes"], DAYS[759], DriftSettings())["verdict"] == "no harm"
+    later = pd.concat([past, evaluation_of(DAYS[600:700], seed=7)])                             # out-of-fold rows of the live time do not count
+    assert drift.harm_test(later, live, DAYS[759], DriftSettings(block_sessions=30, harm_blocks=3)) == found
 
 
 @pytest.mark.parametrize(("evaluation", "outcomes"), [
