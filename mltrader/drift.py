@@ -784,11 +784,11 @@ def episode_open(history: Sequence[Mapping[str, Any]], sessions: np.ndarray, set
     Parameters
     ----------
     history : sequence of mapping
-        Rows of `drift_monitoring` of earlier checks; those of type `retrain` are read: `session`, `score`, `detected`.
+        Earlier decisions, rows of `drift_monitoring` of type `retrain` (others are passed over): `session`, `score`, `detected`.
     sessions : ndarray of datetime64
         Sorted sessions up to now.
     """
-    rows = sorted(((to_session(row["session"]), bool(row["detected"]), row["score"]) for row in history if row["drift_type"] == "retrain"), key=lambda row: row[0])
+    rows = sorted(((to_session(row["session"]), bool(row["detected"]), row["score"]) for row in history if row.get("drift_type", "retrain") == "retrain"), key=lambda row: row[0])
     is_open, quiet_since = False, None
     for session, asked, score in [*rows, (pd.Timestamp(sessions[-1]), False, -1.0)]:
         quiet = score is not None and score < settings.threshold
