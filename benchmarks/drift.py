@@ -164,7 +164,7 @@ def power(seeds: int) -> list[dict]:
     from mltrader.config import DriftSettings
 
     rule, rows = DriftSettings(), []
-    for shift in (0.25, 0.5, 1.0, 2.0):
+    for shift in (0.0, 0.25, 0.5, 1.0, 2.0):
         delays, full = [], {5: 0, 20: 0, 60: 0}
         for seed in range(seeds):
             frame = worlds.autoregressive(seed, 0.8, 20, 1380, 8)

@@ -670,7 +670,7 @@ def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame,
 
 # %% ../nbs/20_drift.ipynb #0d7603e7
 PROBABILITIES = ("proba_sell", "proba_hold", "proba_buy")
-CLIP = 1e-15  # probabilities are kept away from 0, as in the losses of the store
+CLIP = 1e-6  # probabilities are kept away from 0, as in the losses of the store (`splits.log_loss_rows`)
 
 
 def expected_loss(predictions: pd.DataFrame) -> np.ndarray:
