@@ -236,6 +236,11 @@ class Null:
         """Number of separate windows of mean length."""
         return self.n_sessions / float(np.mean(self.windows)) if self.windows else 0.0
 
+    @property
+    def least_worth(self) -> float:
+        """Number of separate windows of the longest length."""
+        return self.n_sessions / max(self.windows, default=1) if self.windows else 0.0
+
     def by_window(self, observed: np.ndarray) -> np.ndarray:
         """p-value of each window alone, not corrected for the others: shape (n, n_windows) as `observed`."""
         worth = self.n_sessions / np.asarray(self.windows, dtype=float)
@@ -267,7 +272,7 @@ def family_p(standardised: np.ndarray, peaks: np.ndarray, worth: float) -> np.nd
     peaks : ndarray of shape (n_positions,)
         Largest standardised distance of any feature and window at each session of the reference.
     worth : float
-        Separate windows that the null is worth.
+        Separate windows that the null is worth, by the longest.
     """
     return attested(shares_above(peaks[:, None], standardised.reshape(-1, 1))[:, 0].reshape(standardised.shape), worth)
 
@@ -594,7 +599,7 @@ class DriftDetector:
             near, wide = self._near(values)
             moved = (ks - ref.median[w]) / np.maximum(ref.high[w] - ref.median[w], 1 / CELLS)
             sizes = 1 / np.maximum(np.isfinite(values).sum(axis=0), 1) + 1 / np.maximum(ref.counts.sum(axis=1), 1)
-            for name, value in zip(columns, (near[:, 0], ref.median[w], ref.high[w], excess(ks, ref.median[w]), family_p(moved, ref.peaks, ref.null.worth), near[:, 1] / wide, found[:, 1], ref.psi_limit[w],
+            for name, value in zip(columns, (near[:, 0], ref.median[w], ref.high[w], excess(ks, ref.median[w]), family_p(moved, ref.peaks, ref.null.least_worth), near[:, 1] / wide, found[:, 1], ref.psi_limit[w],
                                              sizes * chi2.ppf(HIGH, BINS - 1), near[:, 3]), strict=True):
                 columns[name] = np.where(np.isfinite(ks), value, np.nan)
         return pd.DataFrame({"window": window, "feature": pd.array(ref.features, dtype="str"), **columns})
