@@ -16,7 +16,6 @@ import ast
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,7 +27,7 @@ from . import registry
 from . import store as db
 from .artifacts import ArtifactStore, FoldCache, publish
 from .config import Settings, home, load_settings
-from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, project_root, to_session
+from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
 # %% ../nbs/51_reports.ipynb #5ebce5e0
@@ -305,6 +304,7 @@ class Task:
             print(f"Dry run of `{self.name}`: nothing was stored (no run is in progress).")
             return
         self.entries = {name: self.artifacts.put(value).as_dict() for name, value in values.items()}
+        failpoint("files:after")
         as_of = self.as_of if self.as_of is not None else output.documents["summary"]["as_of"]
         document = {"task": self.name, "run_id": self.run_id, "as_of": to_session(as_of).date().isoformat(), "entries": self.entries,
                     "metrics": db.clean(output.metrics)}
@@ -317,7 +317,11 @@ class Task:
             db.record_artifacts(conn, self.run_id, list(self.entries.values()))
             db.record_task(conn, self.run_id, self.name, "ran", outputs=self.entries, outputs_digest=document["digest"],
                            seconds=(self.clock.now() - self.started).total_seconds())
-        publish(Path(self.product["out"]), canonical_json(document))
+        failpoint("product:before", self.product["out"])
+        with self.store.write() as conn:  # nobody can take the lease over between this check and the renaming
+            db.check_token(conn, self.token)
+            publish(Path(self.product["out"]), canonical_json(document))
+        failpoint("product:after", self.product["out"])
 
     def promote(self, output: TaskOutput) -> str | None:
         """Record the gate's decision and promote if it says so; outside a run, only say what it would be."""
@@ -326,9 +330,11 @@ class Task:
             print(f"Dry run: the gate says {decision['verdict']}; nothing was promoted.")
             return None
         seen = (self.inputs["champion"]["record"] or {}).get("id")
+        failpoint("promote:before")
         name = registry.register_decision(
             self.store, self.artifacts, self.run_id, self.token, candidate_decision(self, decision), verdict_rows(output.frames["verdicts"]),
             candidate_manifest(self, decision), seen, self.clock, sorted(set(self.sources.values()) - {self.run_id}))
+        failpoint("promote:after")
         print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is." if seen else "nothing was promoted."))
         return name
 
@@ -435,7 +441,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     inputs["cache"] = {"folder": home() / "cache"}
     inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
     if name == "promotion":
-        inputs |= _live_champion(store, artifacts, run and run[0])
+        inputs |= _live_champion(store, artifacts, run and run[0], documents["meta"]["entries"]["evaluation"]["content_digest"])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
@@ -448,13 +454,21 @@ def _show_whole_tables() -> None:
     pd.set_option("display.max_rows", 300)
 
 
-def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None) -> dict[str, Any]:
-    """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included."""
+def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None, evaluation: str) -> dict[str, Any]:
+    """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included.
+
+    A run that was killed after the gate had decided on these very predictions (`evaluation`, a digest) is repeated: its trial and its look
+    are this one's, and if it promoted, the champion is the one before.
+    """
     if store is None:
         return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
-    record = registry.champion(store)
     with store.read() as conn:
-        trials, (looks, spent) = db.count_trials(conn), db.looks_of_reign(conn, registry.CHAMPION, run_id)
+        record, again = db.alias_target(conn, registry.CHAMPION), db.unfinished_decisions(conn, evaluation)
+        undone = record["move_id"] if record and record["move_id"] in [row["move_id"] for row in again] else None
+        if undone is not None:
+            record = db.alias_target(conn, registry.CHAMPION, before=undone)
+        looks, spent = db.looks_of_reign(conn, registry.CHAMPION, [row["run_id"] for row in again] + ([run_id] if run_id else []), undone)
+        trials = db.count_trials(conn, other_than=evaluation)
     manifest = record["manifest"] if record else {}
     kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "without_event")}
     return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1, "spent": spent}}
@@ -639,7 +653,7 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
         if info["status"] == "aborted" or not source.is_file():
             continue
         stem = task + (".FAILED" if info["status"] == "failed" else "")
-        shutil.copyfile(source, folder / f"{stem}.ipynb")
+        publish(folder / f"{stem}.ipynb", source.read_bytes())
         earlier = info.get("source_run_id")
         reused = folder.parent / earlier / f"{task}.html" if earlier else None
         if reused is not None and reused.is_file():
@@ -648,7 +662,7 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
             note = f"Reused from run {earlier}: nothing it depends on has changed." if earlier else ""
             others = [name for name, other in tasks.items() if name != "summary" and other["status"] in ("ran", "reused")] if task == "summary" else []
             text = notebook_page(source, task, run_id, info["status"], note, others)
-        (folder / f"{stem}.html").write_text(text, encoding="utf-8")
+        publish(folder / f"{stem}.html", text.encode())
 
 # %% ../nbs/51_reports.ipynb #42654b70
 def badge(text: str) -> str:
@@ -706,7 +720,9 @@ def leave_reports(folder: Path, run: Mapping[str, Any], tasks: Mapping[str, Mapp
     files = {path.name: digest_file(path) for path in sorted(target.iterdir()) if path.suffix in (".ipynb", ".html") and path.name != "index.html"}
     manifest = build_manifest(run, tasks, files, previous, settings, root)
     publish(target / "index.html", run_index(manifest).encode())
+    failpoint("manifest:before", target)
     publish(target / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+    failpoint("manifest:after", target)
     publish(folder / "index.html", all_runs_index(folder).encode())
     return manifest
 
