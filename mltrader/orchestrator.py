@@ -9,7 +9,6 @@ __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
-import json
 import os
 import signal
 import sys
@@ -23,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import core, registry, reports
 from . import store as db
-from .artifacts import ArtifactStore, publish, sweep
+from .artifacts import ArtifactStore, publish, sealed, sweep, unsealed
 from .config import Settings, home, load_settings
-from .core import TASKS, Clock, ConfigError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
+from .core import TASKS, Clock, ConfigError, IntegrityError, MltraderError, TaskOutput, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"Reports cannot be left in {folder} ({error.strerror}); set [run] reports to a folder.") from error
-    failpoint("lease:before")
+    failpoint("lease:before", store.url.database)
     with store.write() as conn:
         db.reap_lost_runs(conn, clock)
         run_id = f"run_{clock.stamp()}"
@@ -86,15 +85,19 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
             run_id += "x"  # two runs within one second
         token = db.take_lease(conn, run_id, seconds, clock)
         db.start_run(conn, run_id, kind, trigger, token, settings.model_dump(mode="json"), settings.digest(), clock)
-    failpoint("lease:after")
+    failpoint("lease:after", store.url.database)
     sweep(folder, *(home() / name for name in ("artifacts", "folds", "inputs", "products")))  # what killed runs were writing
     run, stop = Run(run_id, token, trigger, store, settings, clock, clock.now()), threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(run, seconds, stop), daemon=True)
     beat.start()
     before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # a run may be opened inside another, as in examples
     os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
+    end = ("failed", "The run ended without being closed.")
     try:
         yield run
+    except KeyboardInterrupt:  # between two tasks, or while it was closed
+        end = ("interrupted", "Interrupted.")
+        raise
     finally:
         for name, value in before.items():
             if value is None:
@@ -104,9 +107,9 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
         stop.set()
         beat.join(timeout=10)
         with store.write() as conn:
-            db.finish_run(conn, run_id, "failed", clock, error_message="The run ended without being closed.")  # no effect on a closed run
+            db.finish_run(conn, run_id, end[0], clock, error_message=end[1])  # no effect on a closed run
             db.release_lease(conn, token)
-        failpoint("release:after")
+        failpoint("release:after", store.url.database)
 
 # %% ../nbs/60_orchestrator.ipynb #e8edcda1
 def check_lease(run: Run) -> None:
@@ -153,13 +156,14 @@ def run_facts(run: Run, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
 
 def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Mapping[str, Path], error: str | None = None) -> dict[str, Any]:
     """Record the end of a run: task rows, reports, manifest, end state; returns the manifest."""
-    failpoint("close:before")
+    check_lease(run)  # before anything of it is seen beside its successor's
+    failpoint("close:before", run.store.url.database)
     results = task_results(run, statuses)
     facts = run_facts(run, results)
     with run.store.read() as conn:
         before = next((r for r in db.runs(conn) if r["manifest_digest"] and r["id"] != run.run_id), None)
     product = reports.products_folder() / "market" / "outputs.json"
-    as_of = json.loads(product.read_bytes())["as_of"] if results["market"]["status"] in ("ran", "reused") and product.is_file() else None
+    as_of = reports.read_outputs(product)["as_of"] if results["market"]["digest"] else None
     now = run.clock.now()
     header = {"run_id": run.run_id, "kind": "cycle", "status": status, "trigger": run.trigger, "as_of": as_of, "error": error, "verdict": facts["verdict"],
               "started_at": run.started, "completed_at": now, "minutes": (now - run.started).total_seconds() / 60}
@@ -174,7 +178,7 @@ def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Map
         db.finish_run(conn, run.run_id, status, run.clock, as_of=as_of and to_session(as_of).date(), error_message=error, metrics=metrics,
                       results_digest=manifest["results"], manifest_digest=manifest["manifest"],
                       previous_manifest_digest=previous and previous["manifest"], **facts)
-    failpoint("close:after")
+    failpoint("close:after", run.store.url.database)
     return manifest
 
 # %% ../nbs/60_orchestrator.ipynb #430f0f9f
@@ -186,8 +190,8 @@ def effective_as_of(settings: Settings) -> str | None:
     key = digest_json([sections, reports.data_fingerprint(settings), digest_file(Path(core.__file__).with_name("market.py"))])
     memo = home() / "inputs" / "as_of.json"
     try:
-        known = dict(json.loads(memo.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        known = unsealed(memo)
+    except (OSError, IntegrityError):
         known = {}  # it is only a note: worked out again
     if known.get("key") != key:
         from mltrader import market
@@ -197,7 +201,7 @@ def effective_as_of(settings: Settings) -> str | None:
         except MltraderError:
             return known.get("as_of")
         known = {"key": key, "as_of": output.documents["summary"]["as_of"]}
-        publish(memo, canonical_json(known))
+        publish(memo, sealed(known))
     return known["as_of"]
 
 
@@ -290,6 +294,15 @@ def _signals(handlers: Mapping[int, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _first_error() -> Iterator[None]:
+    """What goes wrong while a failure is recorded does not hide the failure: the disk that stopped a task has no room for its report either."""
+    try:
+        yield
+    except (OSError, MltraderError) as error:
+        print(f"\nmltrader: and this could not be recorded: {error}", file=sys.stderr)
+
+
 def _terminable() -> Any:
     """While it holds, SIGTERM is an interruption like Ctrl-C."""
     return _signals({signal.SIGTERM: _interrupt})
@@ -357,7 +370,8 @@ class BuildExecutor:
         """Close a run that did not get through, and say so."""
         interrupted = isinstance(error, KeyboardInterrupt)
         message, code = ("Interrupted.", 130) if interrupted else _papermill_error(error)
-        self.manifest = close_run(run, "interrupted" if interrupted else "failed", statuses, notebooks, f"{task}: {message}")
+        with _first_error():
+            self.manifest = close_run(run, "interrupted" if interrupted else "failed", statuses, notebooks, f"{task}: {message}")
         where = reports.reports_folder(run.settings) / run.run_id / f"{task}.FAILED.html"
         raise CycleError(f"task `{task}` failed: {message}\nThe partial notebook: {where}", code, run.run_id) from error
 
@@ -388,12 +402,13 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
                     task.promote(output)
             except KeyboardInterrupt:
                 statuses[name] = "failed"
-                with _undisturbed():
+                with _undisturbed(), _first_error():
                     close_run(run, "interrupted", statuses, {}, f"{name}: Interrupted.")
                 raise CycleError(f"task `{name}` was interrupted", 130, run.run_id) from None
             except Exception as error:
                 statuses[name] = "failed"
-                close_run(run, "failed", statuses, {}, f"{name}: {error}")
+                with _first_error():
+                    close_run(run, "failed", statuses, {}, f"{name}: {error}")
                 raise CycleError(f"task `{name}` failed: {error}", getattr(error, "exit_code", 1), run.run_id) from error
             statuses[name] = "ran"
         return close_run(run, "success", statuses, {})
@@ -472,8 +487,8 @@ class TrainingOrchestrator:
         started = self.clock.now()
         try:
             manifest = _build_with_ploomber(trigger, force, self.clock) if kernels else run_inline(trigger, settings=self.settings, store=self.store, clock=self.clock)
-        except MltraderError as error:
-            return {"success": False, "error": str(error), "exit_code": error.exit_code, "run_id": getattr(error, "run_id", None), "promoted": False,
+        except (MltraderError, OSError) as error:  # a disk that is full may refuse even the record of it
+            return {"success": False, "error": str(error), "exit_code": getattr(error, "exit_code", 1), "run_id": getattr(error, "run_id", None), "promoted": False,
                     "duration_minutes": (self.clock.now() - started).total_seconds() / 60}
         with self.store.read() as conn:
             run = db.runs(conn, run_id=manifest["run_id"])[0] if manifest else next((r for r in db.runs(conn, kind="cycle") if r["status"] == "success"), None)

@@ -91,9 +91,9 @@ def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token
             return None
         if again := db.confirm_promotion(conn, run_id, decision["data_digest"], decision["model_version"]):
             return again  # a run that was killed after its promotion is repeated by this one
-        failpoint("alias:before")
+        failpoint("alias:before", store.url.database)
         name = db.move_alias(conn, run_id, CHAMPION, decision["model_version"], champion_seen, token, as_of, clock, gate_id=gate_id)
-        failpoint("alias:after")
+        failpoint("alias:after", store.url.database)
     return name
 
 # %% ../nbs/50_registry.ipynb #cb7d0198

@@ -8,8 +8,9 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN'
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
            'read_outputs', 'open_task', 'page', 'formulas_as_mathml', 'split_notebook', 'readable_tables',
-           'notebook_page', 'code_digests', 'build_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks',
-           'badge', 'run_index', 'all_runs_index', 'leave_reports', 'verify_run', 'runs', 'load_product']
+           'notebook_page', 'code_digests', 'build_manifest', 'read_manifest', 'check_manifest', 'reports_folder',
+           'collect_notebooks', 'badge', 'run_index', 'all_runs_index', 'leave_reports', 'damaged_products',
+           'verify_run', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -25,7 +26,7 @@ from typing import Any
 
 from . import registry
 from . import store as db
-from .artifacts import ArtifactStore, FoldCache, publish
+from .artifacts import ArtifactStore, FoldCache, publish, sealed, unsealed
 from .config import Settings, home, load_settings
 from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
@@ -304,7 +305,7 @@ class Task:
             print(f"Dry run of `{self.name}`: nothing was stored (no run is in progress).")
             return
         self.entries = {name: self.artifacts.put(value).as_dict() for name, value in values.items()}
-        failpoint("files:after")
+        failpoint("files:after", self.artifacts.folder)
         as_of = self.as_of if self.as_of is not None else output.documents["summary"]["as_of"]
         document = {"task": self.name, "run_id": self.run_id, "as_of": to_session(as_of).date().isoformat(), "entries": self.entries,
                     "metrics": db.clean(output.metrics)}
@@ -320,7 +321,7 @@ class Task:
         failpoint("product:before", self.product["out"])
         with self.store.write() as conn:  # nobody can take the lease over between this check and the renaming
             db.check_token(conn, self.token)
-            publish(Path(self.product["out"]), canonical_json(document))
+            publish(Path(self.product["out"]), sealed(document))
         failpoint("product:after", self.product["out"])
 
     def promote(self, output: TaskOutput) -> str | None:
@@ -330,11 +331,11 @@ class Task:
             print(f"Dry run: the gate says {decision['verdict']}; nothing was promoted.")
             return None
         seen = (self.inputs["champion"]["record"] or {}).get("id")
-        failpoint("promote:before")
+        failpoint("promote:before", self.store.url.database)
         name = registry.register_decision(
             self.store, self.artifacts, self.run_id, self.token, candidate_decision(self, decision), verdict_rows(output.frames["verdicts"]),
             candidate_manifest(self, decision), seen, self.clock, sorted(set(self.sources.values()) - {self.run_id}))
-        failpoint("promote:after")
+        failpoint("promote:after", self.store.url.database)
         print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is." if seen else "nothing was promoted."))
         return name
 
@@ -385,12 +386,10 @@ def products_folder() -> Path:
 def read_outputs(path: Path | str) -> dict[str, Any]:
     """A product file: the entries of a task's outputs."""
     try:
-        document = json.loads(Path(path).read_bytes())
+        document = unsealed(Path(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: run `ploomber build` (or `make run`) once, then this notebook can be run by hand.") from None
-    except ValueError:
-        raise IntegrityError(f"{path} was damaged: it is no JSON; run `mltrader cycle --force`.") from None
-    if not isinstance(document, dict) or not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
+    if not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
         raise IntegrityError(f"{path} was edited: its digest does not fit; run `mltrader cycle --force`.")
     return document
 
@@ -630,6 +629,17 @@ def build_manifest(run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]
     return {**document, "manifest": digest_json(document)}
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest, its seal checked before it is parsed (those of older versions have none, only their digest).
+
+    Raises
+    ------
+    IntegrityError, ValueError
+        If it was changed.
+    """
+    return unsealed(path) if b'"seal"' in path.read_bytes() else dict(json.loads(path.read_bytes()))
+
+
 def check_manifest(document: Mapping[str, Any]) -> bool:
     """Whether a manifest's own digest fits its content."""
     return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
@@ -696,8 +706,8 @@ def all_runs_index(folder: Path) -> str:
     manifests = []
     for path in folder.glob("*/manifest.json"):
         try:
-            manifests.append(json.loads(path.read_bytes()))
-        except ValueError:
+            manifests.append(read_manifest(path))
+        except (IntegrityError, ValueError):
             manifests.append({"run_id": path.parent.name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}})
     rows = []
     for m in sorted(manifests, key=lambda m: (str(m.get("started_at")), m["run_id"]), reverse=True):
@@ -721,21 +731,32 @@ def leave_reports(folder: Path, run: Mapping[str, Any], tasks: Mapping[str, Mapp
     manifest = build_manifest(run, tasks, files, previous, settings, root)
     publish(target / "index.html", run_index(manifest).encode())
     failpoint("manifest:before", target)
-    publish(target / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+    publish(target / "manifest.json", sealed(manifest, indent=1))
     failpoint("manifest:after", target)
     publish(folder / "index.html", all_runs_index(folder).encode())
     return manifest
 
 # %% ../nbs/51_reports.ipynb #3c1e2f8b
+def damaged_products() -> list[str]:
+    """What is wrong with the product files of the last run; an empty list if nothing is."""
+    faults = []
+    for path in sorted(products_folder().glob("*/outputs.json")):
+        try:
+            read_outputs(path)
+        except IntegrityError as error:
+            faults.append(str(error))
+    return faults
+
+
 def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore) -> list[str]:
     """All faults found in a run's records; an empty list means that it verifies."""
     path = folder / run_id / "manifest.json"
     if not path.is_file():
         return [f"{run_id}: {path} is missing"]
     try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        return [f"{run_id}: {path} is not readable: {error}"]
+        manifest = read_manifest(path)
+    except (IntegrityError, ValueError) as error:
+        return [f"{run_id}: manifest.json was changed: {error}"]
     faults = [] if check_manifest(manifest) else [f"{run_id}: manifest.json was changed (its digest does not fit)"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
@@ -744,7 +765,11 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
     previous = manifest.get("previous")
     if previous:
         before = folder / previous["run_id"] / "manifest.json"
-        if not before.is_file() or json.loads(before.read_bytes()).get("manifest") != previous["manifest"]:
+        try:
+            found = read_manifest(before).get("manifest")
+        except (OSError, ValueError, IntegrityError):
+            found = None
+        if found != previous["manifest"]:
             faults.append(f"{run_id}: the chain is broken at the run before it, {previous['run_id']}")
     for name, sha256 in manifest.get("files", {}).items():
         file = path.parent / name
