@@ -9,6 +9,7 @@ __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -236,6 +237,11 @@ def _papermill_error(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1)
 
 
+def _not_of_a_cell(record: logging.LogRecord) -> bool:
+    """False for the complaint that nobody asked for the outcome of the cell that was interrupted, which asyncio makes at the end of the process."""
+    return "async_execute_cell" not in record.getMessage()
+
+
 def _execute(task: Any) -> None:
     """Execute one Ploomber task; on failure its last good notebook stays, and the partial one is kept beside it."""
     paths = {key: Path(str(path)) for key, path in task.product.to_json_serializable().items()}
@@ -252,7 +258,9 @@ def _execute(task: Any) -> None:
         if moved := [path.name for path, digest in before.items() if digest_file(path) != digest]:
             reports.begin(paths)  # Ploomber has marked the task with files that it did not run with
             raise ConfigError(f"{', '.join(moved)} changed while the task was running; build again.")
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            logging.getLogger("asyncio").addFilter(_not_of_a_cell)
         if notebook.is_file():
             os.replace(notebook, partial)
         if aside.is_file():

@@ -74,6 +74,12 @@ def serves(home: Path, monkeypatch) -> None:
     monkeypatch.undo()
 
 
+def tasks_of(home: Path, run: dict | None) -> int:
+    """How many tasks of a run are on record."""
+    with crash.store_of(home).read() as conn:
+        return len(db.tasks_of(conn, run["id"])) if run else 0
+
+
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 def test_killed_at_random_moments(stage, monkeypatch, record_property):
@@ -82,13 +88,13 @@ def test_killed_at_random_moments(stage, monkeypatch, record_property):
     length, draw, log = stage.run(whole)[1]["seconds"], random.Random(6), []
     for number in range(KILLS):
         home = stage.home()
-        pid, moment = stage.start(home), (number + draw.random()) / KILLS * length
+        pid, moment = stage.start(home), (number + draw.random()) / KILLS * length * 0.95
         time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
         code, found = stage.wait(pid), broken(home)
         run = found["runs"][0] if len(found["runs"]) == 2 else None
         log.append({"at": round(moment, 3), "code": code, "status": run and run["status"], "promoted": bool(run and run["promoted"]),
-                    "tasks": len(list((home / "products").glob("*/outputs.json")))})
+                    "tasks": tasks_of(home, run)})
         if number % 10 == 5:
             serves(home, monkeypatch)
         mended(stage, home)
@@ -230,17 +236,22 @@ def test_a_full_database_is_one_error(tmp_path):
 
 # --- several at once, and too late -----------------------------------------------------------------------------------
 
+def a_race(stage) -> None:
+    """Eight orchestrators begin at the same moment."""
+    home = stage.home()
+    at = time.monotonic() + 0.3
+    children = [stage.start(home, at=at, linger=1.0) for _ in range(8)]
+    codes = [stage.wait(pid) for pid in children]
+    assert sorted(codes) == [0] + [75] * 7, [stage.told(home, pid) for pid in children]
+    winner = stage.told(home, children[codes.index(0)])
+    assert all("is in progress (process " in stage.told(home, pid)["error"] for pid, code in zip(children, codes, strict=True) if code)
+    assert winner["results"] == stage.whole["results"] and broken(home)["runs"][0]["status"] == "success"
+    shutil.rmtree(home)
+
+
 def test_of_eight_at_once_one_runs(stage):
     for _ in range(3):
-        home = stage.home()
-        at = time.monotonic() + 0.3
-        children = [stage.start(home, at=at, linger=1.0) for _ in range(8)]
-        codes = [stage.wait(pid) for pid in children]
-        assert sorted(codes) == [0] + [75] * 7, [stage.told(home, pid) for pid in children]
-        winner = stage.told(home, children[codes.index(0)])
-        assert all("is in progress (process " in stage.told(home, pid)["error"] for pid, code in zip(children, codes, strict=True) if code)
-        assert winner["results"] == stage.whole["results"] and broken(home)["runs"][0]["status"] == "success"
-        shutil.rmtree(home)
+        a_race(stage)
 
 
 def stopped(pid: int) -> None:
@@ -252,9 +263,8 @@ def stopped(pid: int) -> None:
     raise AssertionError("it did not stop")
 
 
-@pytest.mark.parametrize("point", ["files:after#9", "product:before#9", "promote:before", "manifest:before"])
-def test_who_wakes_up_too_late_is_refused(stage, point):
-    """Stopped at `point`, taken over after its lease ran out, and let go again: nothing of it appears any more."""
+def wakes_up_too_late(stage, point: str) -> None:
+    """A cycle stopped at `point`, taken over after its lease ran out, and let go again: nothing of it appears any more."""
     home = stage.home()
     late = stage.start(home, f"{point}=STOP")
     stopped(late)
@@ -268,6 +278,12 @@ def test_who_wakes_up_too_late_is_refused(stage, point):
     assert stage.wait(late) == 75 and "was taken over" in stage.told(home, late)["error"]
     assert {path: path.read_bytes() for path in products} == products and crash.faults(home) == []
     assert [(run["id"], run["status"]) for run in crash.state(home)["runs"]] == [(run["id"], run["status"]) for run in after["runs"]]
+    shutil.rmtree(home)
+
+
+@pytest.mark.parametrize("point", ["files:after#9", "product:before#9", "promote:before", "manifest:before"])
+def test_who_wakes_up_too_late_is_refused(stage, point):
+    wakes_up_too_late(stage, point)
 
 
 @pytest.mark.parametrize("where", ["in a task", "between two"])
@@ -392,43 +408,58 @@ def opened_by(path: Path, home: Path) -> Exception | None:
     return None
 
 
-def test_flipped_bytes_are_found_before_anything_is_parsed(stage, monkeypatch):
-    """300 random flips in artifacts, models, product files and manifests; each kind has its share."""
-    home, draw = stage.folder / "flipped", random.Random(15)
+def a_home_to_spoil(stage) -> tuple[Path, list[list[Path]]]:
+    """A home after two cycles, and its files by kind: models, other artifacts, product files, manifests."""
+    home = stage.folder / "flipped"
     shutil.copytree(stage.folder / "whole", home)
     with crash.store_of(home).read() as conn:
         components = [entry["sha256"] for entry in db.alias_target(conn, "champion")["manifest"]["components"].values()]
     models = [home / "artifacts" / sha[:2] / sha for sha in components]
     kinds = [models, [path for path in home.glob("artifacts/*/*") if path not in models], [*home.glob("products/*/outputs.json")], [*home.glob("reports/*/manifest.json")]]
     assert all(kinds) and all(opened_by(path, home) is None for path in [*kinds[2], *kinds[3]])
-    parsed = []
-    for module, name in (("mltrader.artifacts", "decode"), ("json", "loads")):
-        monkeypatch.setattr(f"{module}.{name}", lambda *a, **k: parsed.append(1))
-    for number in range(300):
-        path = draw.choice(kinds[number % 4])
-        whole = path.read_bytes()
-        at = draw.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ draw.randrange(1, 256)]) + whole[at + 1:])
+    return home, [sorted(paths) for paths in kinds]
+
+
+def flip(draw: random.Random, paths: list[Path], home: Path) -> None:
+    """Change a random byte of a random one of `paths`: it must be found, by name, and no parser see it."""
+    path, parsed = draw.choice(paths), []
+    whole = path.read_bytes()
+    at = draw.randrange(len(whole))
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ draw.randrange(1, 256)]) + whole[at + 1:])
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (("mltrader.artifacts", "decode"), ("json", "loads")):
+            patch.setattr(f"{module}.{name}", lambda *a, **k: parsed.append(1))
         error = opened_by(path, home)
-        assert error is not None and path.name in str(error) and not parsed, (path, at)
-        path.write_bytes(whole)
+    path.write_bytes(whole)
+    assert error is not None and path.name in str(error) and not parsed, (path, at)
+
+
+def test_flipped_bytes_are_found_before_anything_is_parsed(stage):
+    """300 random flips in artifacts, models, product files and manifests; each kind has its share."""
+    home, kinds = a_home_to_spoil(stage)
+    draw = random.Random(15)
+    for number in range(300):
+        flip(draw, kinds[number % 4], home)
+
+
+def read_while_promoting(stage, times: int, readers: int) -> None:
+    """Processes ask for the champion while another promotes: its name never goes back, its files are whole, no error."""
+    home = stage.home("whole")
+    asking = [stage.ask(do="start", home=str(home), act="read", until=str(home / "stop"), env={}) for _ in range(readers)]
+    writer = stage.ask(do="start", home=str(home), act="promote", times=times, env={})
+    assert stage.wait(writer) == 0, (home / f"log_{writer}").read_text()
+    (home / "stop").touch()
+    for pid in asking:
+        assert stage.wait(pid) == 0, (home / f"log_{pid}").read_text()
+        told = stage.told(home, pid)
+        numbers = [int(name.removeprefix("production_v")) for name in told["names"]]
+        assert numbers == sorted(set(numbers)) and len(numbers) > 5 and told["asked"] > times and told["faults"] == [], told
+    assert crash.state(home)["champion"]["name"] == f"production_v{times + 2}"
+    shutil.rmtree(home)
 
 
 def test_readers_see_the_old_champion_or_the_new_one(stage):
-    """Two processes ask for the champion while another promotes 120 times: its name never goes back, its files are whole, no error."""
-    home = stage.home("whole")
-    readers = [stage.ask(do="start", home=str(home), act="read", until=str(home / "stop"), env={}) for _ in range(2)]
-    writer = stage.ask(do="start", home=str(home), act="promote", times=120, env={})
-    assert stage.wait(writer) == 0, (home / f"log_{writer}").read_text()
-    (home / "stop").touch()
-    seen = []
-    for pid in readers:
-        assert stage.wait(pid) == 0, (home / f"log_{pid}").read_text()
-        seen.append(stage.told(home, pid))
-    assert crash.state(home)["champion"]["name"] == "production_v122"
-    for one in seen:
-        numbers = [int(name.removeprefix("production_v")) for name in one["names"]]
-        assert numbers == sorted(set(numbers)) and len(numbers) > 20 and one["asked"] > 100 and one["faults"] == []
+    read_while_promoting(stage, times=120, readers=2)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
