@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'audit_app', 'Symbols', 'Seed', 'NO_TELEMETRY',
            'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict', 'rollback',
-           'verify', 'doctor', 'config_show', 'data_sync', 'store_migrate', 'data_check', 'audit_lookahead',
-           'audit_recursive', 'clean_before_save', 'setup', 'main']
+           'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff', 'data_sync', 'store_migrate',
+           'data_check', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -97,6 +97,17 @@ def _store() -> Any:
     return Store(create=False)
 
 
+def _run_row(run_id: str) -> dict[str, Any]:
+    """The record of a run; one that is not known is an error that lists some."""
+    from mltrader import store as db
+
+    with _store().read() as conn:
+        found = db.runs(conn, run_id=run_id)
+        if not found:
+            raise ConfigError(f"There is no run {run_id!r}; the last are {', '.join(r['id'] for r in db.runs(conn, 5)) or 'none'}.")
+    return found[0]
+
+
 @app.command()
 def status(as_json: Json = False) -> None:
     """What is running, what ran last, who is champion, is a cycle due. Example: mltrader status"""
@@ -136,12 +147,26 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
-def history(limit: Annotated[int, typer.Option(min=1)] = 10, as_json: Json = False) -> None:
-    """The last cycles, failed ones included. Example: mltrader history --limit 5"""
+def history(
+    run: Annotated[str | None, typer.Argument(help="A run id: its steps, with time and memory.")] = None,
+    limit: Annotated[int, typer.Option(min=1)] = 10, kind: Annotated[str | None, typer.Option(help="Only runs of this kind.")] = None, as_json: Json = False,
+) -> None:
+    """The last runs, failed ones included, or the steps of one. Example: mltrader history --limit 5"""
     from mltrader import store as db
 
+    if kind is not None and kind not in db.RUN_KINDS:
+        raise ConfigError(f"There is no kind of run {kind!r}; they are {', '.join(db.RUN_KINDS)}.")
+    if run is not None:
+        found = _run_row(run)
+        with _store().read() as conn:
+            steps = db.tasks_of(conn, found["id"])
+        columns = ["task", "status", "seconds", "peak_mb", "attempts", "source_run_id", "error_message"]
+        head = f"{found['id']}: {found['kind']}, {found['status']}, trigger {found['trigger']}" + (f"\n{found['error_message']}" if found["error_message"] else "")
+        shown = [{**row, "seconds": row["seconds"] and round(row["seconds"], 1), "peak_mb": row["peak_mb"] and round(row["peak_mb"])} for row in steps]
+        say([{name: row[name] for name in columns} for row in steps], as_json, f"{head}\n{as_table(shown, columns[:-1])}")
+        return
     with _store().read() as conn:
-        rows = db.runs(conn, limit)
+        rows = db.runs(conn, limit, kind=kind)
     columns = ["id", "kind", "status", "verdict", "promoted", "as_of", "trigger", "started_at", "overall_accuracy", "crash_accuracy"]
     say([{k: row[k] for k in [*columns, "completed_at", "error_message"]} for row in rows], as_json, as_table(rows, columns))
 
@@ -210,6 +235,52 @@ def rollback(version: Annotated[str | None, typer.Argument(help="A production na
     name = roll_back(store, settings, version)
     say({"from": now and now["name"], "to": name, "done": True}, as_json, f"{name} is the champion again, in place of {now['name']}.")
 
+# %% ../nbs/90_cli.ipynb #35680a53
+@app.command()
+def monitor(
+    as_of: Annotated[str | None, typer.Option(help="Last session the run may know, YYYY-MM-DD.")] = None,
+    trigger: Annotated[str, typer.Option(help="Why it runs; recorded with it.")] = "manual",
+    fetch: Annotated[bool, typer.Option("--fetch/--no-fetch", help="Ask the vendors for what is new.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Look again at a session that was looked at.")] = False,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """Fetch, predict, see what became of earlier predictions, look for drift and events, watch the champion. Example: mltrader monitor"""
+    from mltrader.config import load_settings
+    from mltrader.monitor import MONITOR_TASKS, monitor
+
+    settings = load_settings(**({"run": {"as_of": as_of}} if as_of else {}))
+    if dry_run:
+        steps = [*(["sync"] if fetch else []), *MONITOR_TASKS[:4], "predict", "resolve", *MONITOR_TASKS[4:], "watch"]
+        say({"run": False, "steps": steps}, as_json, f"Would do: {', '.join(steps)}. Nothing was run.")
+        return
+    found = monitor(trigger, settings=settings, fetch=fetch, force=force)
+    say(found, as_json, "\n".join([f"Run {found['run_id']}: {'success' if found['success'] else 'FAILED'}", *found["findings"], *[f"{step} failed: {why}" for step, why in found["faults"]]]))
+    if found["exit_code"]:
+        raise typer.Exit(found["exit_code"])
+
+
+@app.command()
+def drift(as_json: Json = False) -> None:
+    """What the last run that looked for drift has found. Example: mltrader drift --json"""
+    from mltrader import store as db
+
+    with _store().read() as conn:
+        rows = db.last_drift(conn)
+    shown = [{**row, "details": (row["details"] or {}).get("words")} for row in rows]
+    columns = ["session", "drift_type", "window", "score", "p_value", "detected"]
+    words = [row["details"] for row in shown if row["details"]]
+    say(rows, as_json, "\n".join([as_table(shown, columns), *words]) if rows else "No run has looked for drift yet.")
+
+
+@app.command()
+def events(as_json: Json = False) -> None:
+    """Rare events found by the runs, and what became of each. Example: mltrader events"""
+    from mltrader.events import DynamicArchiveUpdater
+
+    found = DynamicArchiveUpdater(store=_store()).get_captured_events()
+    columns = ["event_name", "state", "trigger", "start_date", "end_date", "sample_count", "vix_peak", "drift_score", "added_to_archive", "triggered_retraining"]
+    say(found, as_json, as_table(found, columns) if found else "No rare event has been found yet.")
+
 # %% ../nbs/90_cli.ipynb #98364566
 @app.command()
 def verify(run: Annotated[str | None, typer.Argument(help="A run id; all runs if left out.")] = None, as_json: Json = False) -> None:
@@ -253,6 +324,22 @@ def config_show(as_json: Json = False) -> None:
     for section, items in value.items():
         lines += ["", f"[{section}]", *[f"{key} = {json.dumps(item)}" for key, item in items.items()]]
     say(value, as_json, "\n".join(lines))
+
+
+@config_app.command("diff")
+def config_diff(first: Annotated[str, typer.Argument(help="A run id.")], second: Annotated[str | None, typer.Argument(help="Another; the settings in force if left out.")] = None,
+                as_json: Json = False) -> None:
+    """Which settings two runs had differently. Example: mltrader config diff run_20240102T210000Z run_20240109T210000Z"""
+    from mltrader.config import load_settings
+
+    old = _run_row(first)["settings"] or {}
+    new = _run_row(second)["settings"] or {} if second else load_settings().model_dump(mode="json")
+    flat = [{(section, key): value for section, items in settings.items() for key, value in items.items()} for settings in (old, new)]
+    rows = [{"setting": f"[{section}] {key}", "before": flat[0].get((section, key)), "after": flat[1].get((section, key))}
+            for section, key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get((section, key)) != flat[1].get((section, key))]
+    shown = [{name: value if name == "setting" else json.dumps(value, default=str) for name, value in row.items()} for row in rows]
+    names = ["before", "after"]
+    say(rows, as_json, as_table(shown, ["setting", *names]) if rows else f"{first} and {second or 'the settings in force'} have the same settings.")
 
 
 @data_app.command("sync")

@@ -7,8 +7,8 @@ __all__ = ['CANONICAL_EVENTS', 'STATES', 'Candidate', 'NOT_SETTINGS', 'Section',
            'UniverseSettings', 'VendorSettings', 'FeatureSettings', 'RegimeSettings', 'LabelSettings', 'DriftSettings',
            'EventDefinition', 'EventSettings', 'ReplaySettings', 'MemorySettings', 'SplitSettings', 'ForestSettings',
            'BoostingSettings', 'TuningSettings', 'MetaSettings', 'BacktestSettings', 'ExplainSettings',
-           'PromotionSettings', 'TrainingSettings', 'Settings', 'settings_path', 'load_settings', 'home',
-           'database_url']
+           'PromotionSettings', 'WatchSettings', 'TrainingSettings', 'Settings', 'settings_path', 'load_settings',
+           'home', 'database_url']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
 import os
@@ -36,6 +36,9 @@ class RunSettings(Section):
     seed: int = 42
     threads: int = Field(2, ge=1)
     reports: str = "reports"  # folder of the audit reports, relative to the project
+    retries_data: int = Field(3, ge=0, le=10)  # further attempts of a step that a vendor failed
+    retries_kernel: int = Field(1, ge=0, le=10)  # of a task whose notebook's process died
+    retries_work: int = Field(0, ge=0, le=10)  # of a task that failed by itself: it would fail again
 
 
 class MarketSettings(Section):
@@ -373,6 +376,17 @@ class PromotionSettings(Section):
         return self
 
 
+class WatchSettings(Section):
+    """When a promoted champion is sent back."""
+
+    alpha: float = Field(0.05, gt=0, lt=1)  # probability, over a whole reign, of rolling back a champion that is no worse than the one it replaced
+    margin: float = Field(0.0, ge=0)  # log-loss (nats) by which it may be worse
+    smoothing: float = Field(0.03, gt=0, lt=1)  # share of a uniform forecast mixed into both before they are compared, so that every loss is bounded
+    least_reach: float = Field(0.2, gt=0)  # nats; where the champion can win less on a session, the stake is smaller in proportion
+    stake: float = Field(0.95, gt=0, le=1)  # share of the wealth that is open in bets at a time
+    patience: float = Field(2.0, ge=1)  # lives of a label after which one that has not come counts as lost
+
+
 class TrainingSettings(Section):
     """When a cycle is due, and what it needs."""
 
@@ -405,6 +419,7 @@ class Settings(Section):
     backtest: BacktestSettings = BacktestSettings()
     explain: ExplainSettings = ExplainSettings()
     promotion: PromotionSettings = PromotionSettings()
+    watch: WatchSettings = WatchSettings()
     training: TrainingSettings = TrainingSettings()
 
     def digest(self, *sections: str) -> str:

@@ -113,7 +113,7 @@ def perform(job: dict[str, Any]) -> int:
         made = orchestrator.run_inline(job.get("trigger", "test"), settings=settings, clock=clock, on_task=on_task)
         told, code = {"results": made["results"], "run_id": made["run_id"]}, 0
     except BaseException as error:
-        told, code = {"error": f"{type(error).__name__}: {error}"}, getattr(error, "exit_code", 1)
+        told, code = {"error": f"{type(error).__name__}: {error}"}, 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 1)
     from mltrader.core import passed
 
     told |= {"seconds": time.monotonic() - began, "passed": dict(passed), "computed": COMPUTED}

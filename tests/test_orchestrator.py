@@ -109,7 +109,7 @@ def test_a_leap_day_is_a_session_like_any_other():
     class Inputs(dict):
         _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
@@ -146,9 +146,9 @@ def test_the_user_sees_the_error_of_the_task():
         error.ename, error.evalue = name, "own.csv, row 7"
         return error
 
-    assert orchestrator._papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
-    assert orchestrator._papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
-    assert orchestrator._papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
+    assert orchestrator.papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
+    assert orchestrator.papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
+    assert orchestrator.papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
 
 
 def test_triggers_in_their_order(tmp_path):
@@ -163,13 +163,13 @@ def test_triggers_in_their_order(tmp_path):
     with boss.store.write() as conn:
         token = db.take_lease(conn, "m", 60, later)
         db.start_run(conn, "m", "monitor", "t", token, {}, "d", later)
-        rows = [{"session": later.now().date(), "drift_type": "feature", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
+        rows = [{"session": later.now().date(), "drift_type": "retrain", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
         db.write_rows(conn, "m", {"drift_monitoring": rows})
         db.release_lease(conn, token)
     assert boss.should_run_training()[0] is False  # at the limit is not above it
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [{**rows[0], "score": 0.1501}]})
-    assert boss.should_run_training() == (True, "drift: score 0.15 above 0.15")
+    assert boss.should_run_training() == (True, "drift: score 0.1501 above 0.15, and the loss has risen")
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged"}]})
     assert boss.should_run_training() == (True, "new event: dynamic_20240101")

@@ -18,7 +18,7 @@ ALLOWED = {
     "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"luck", "splits", "significance", "refits", "forgetting", "tuning"},
-    "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"}, "predict": {"store", "artifacts", "registry", "reports", "meta"},
+    "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
