@@ -252,16 +252,18 @@ def _own_errors() -> dict[str, type[MltraderError]]:
 
 def papermill_error(error: BaseException) -> tuple[str, int]:
     """The user's message and exit code behind an exception of a notebook."""
-    seen, last = error, error
+    seen: BaseException | None = error
     while seen is not None:
         if hasattr(seen, "ename"):
             kind = _own_errors().get(seen.ename)
             return (seen.evalue if kind else f"{seen.ename}: {seen.evalue}"), (kind.exit_code if kind else 1)
-        seen, last = seen.__cause__ or seen.__context__, seen
-    known = error if isinstance(error, MltraderError) else last  # of Ploomber's and papermill's wrappings, the innermost says what happened
-    return f"{type(known).__name__}: {known}", getattr(known, "exit_code", 1)
+        seen = seen.__cause__ or seen.__context__
+    seen = error
+    while type(seen).__module__.startswith("ploomber") and (seen.__cause__ or seen.__context__):  # its wrapping says less than what is in it
+        seen = seen.__cause__ or seen.__context__
+    return f"{type(seen).__name__}: {seen}", getattr(seen, "exit_code", 1)
 
-
+# %% ../nbs/60_orchestrator.ipynb #cf054971
 def failure_kind(error: BaseException) -> str:
     """What a failure is owed to: `data` (a vendor), `kernel` (a notebook's process died), or `work` (the task itself, which would fail again)."""
     seen: BaseException | None = error
@@ -273,7 +275,7 @@ def failure_kind(error: BaseException) -> str:
         seen = seen.__cause__ or seen.__context__
     return "work"
 
-
+# %% ../nbs/60_orchestrator.ipynb #e99ca91d
 def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float], None] = time.sleep) -> Any:
     """Do `work`, again where the kind of its failure is worth it (`[run] retries_data`, `retries_kernel`, `retries_work`); counts the attempts of the step."""
     while True:

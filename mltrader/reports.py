@@ -450,7 +450,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
-
+# %% ../nbs/51_reports.ipynb #8bdd2086
 def peak_memory(reset: bool = False) -> float | None:
     """Most memory (MB) that this process has used since the last reset; None where the system does not say."""
     try:

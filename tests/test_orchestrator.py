@@ -13,6 +13,7 @@ from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
 from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
+from mltrader.monitor import monitor
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -298,3 +299,69 @@ def test_a_fit_without_an_event_has_not_seen_it(world, monkeypatch):
         assert not ((rows["session"] <= judged.max()) & (rows["label_known_at"] >= judged.min())).any(), name
     again = refits.without_events({**inputs, "fold_cache": {}}, settings.model_copy(update={"run": settings.run.model_copy(update={"threads": 2})}), "2021-12-31")
     assert again.equals(made)  # threads change the time only
+
+
+def seen(world, day: str) -> dict:
+    """A monitor run on the session `day`."""
+    return monitor(settings=load_settings(run={"as_of": day}, **EASY), store=world.store, fetch=False)
+
+
+@pytest.fixture(scope="module")
+def april(world):
+    """Three monitor runs after the last cycle: two sessions, one of them twice, and a session three weeks later."""
+    before = {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}
+    found = [seen(world, day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert before == {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}  # a build finds its products as it left them
+    return found
+
+
+def test_each_day_is_looked_at_once_and_recorded(world, april):
+    assert [(found["success"], found["faults"]) for found in april] == [(True, [])] * 4
+    with world.store.read() as conn:
+        made = [db.runs(conn, run_id=found["run_id"])[0] for found in april]
+        counts = [db.count_rows(conn, found["run_id"]) for found in april]
+    assert [(run["kind"], run["status"], str(run["as_of"])) for run in made] == [("monitor", "success", day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert "Nothing new: 2022-04-04" in april[2]["findings"][0] and counts[2]["model_predictions"] == counts[2]["drift_monitoring"] == 0
+    assert counts[0]["model_predictions"] >= 6 and counts[0]["drift_monitoring"] >= 6
+
+
+def test_predictions_meet_their_labels_when_those_are_known_and_never_before(world, april):
+    """Recomputed from the stored probabilities and the day's own labels."""
+    champion = registry.champion(world.store, "2022-04-26")["id"]
+    with world.store.read() as conn:
+        said, became = db.first_predictions(conn, [champion]), db.outcomes(conn, [champion])
+    assert became and {row["known_at"] for row in became} <= {pd.Timestamp("2022-04-26").date()} | {day.date() for day in pd.bdate_range("2022-04-01", "2022-04-26")}
+    sessions = {str(row["session"]) for row in became}
+    assert {"2022-04-01", "2022-04-04"} <= sessions and max(sessions) <= "2022-04-05"  # 15 sessions before the last look
+    with_labels = reports.Upstream("labels", reports.read_outputs(home() / "monitor" / "labels" / "outputs.json")["entries"], ArtifactStore(home() / "artifacts"))["labels"]
+    truth = {(str(row.session.date()), row.symbol): row.label for row in with_labels[with_labels["session"] >= "2022-03-01"].itertuples()}
+    proba = {(str(row["session"]), row["symbol"]): [row[name] for name in PROBABILITIES] for row in said}
+    for row in became:
+        key = str(row["session"]), row["symbol"]
+        assert row["label"] == truth[key] and row["log_loss"] == pytest.approx(-np.log(proba[key][row["label"]]), rel=1e-6)
+
+
+def test_a_monitor_run_is_in_the_chain_and_on_the_index(world, april):
+    folder = reports.reports_folder(load_settings())
+    for found in april:
+        assert reports.verify_run(world.store, found["run_id"], folder, ArtifactStore(home() / "artifacts")) == []
+    page = (folder / "index.html").read_text()
+    assert "Daily checks" in page and april[0]["run_id"] in page and "Drift score" in page
+    with world.store.read() as conn:
+        rows = db.last_drift(conn)
+    assert {row["drift_type"] for row in rows} >= {"feature", "regime"} and {str(row["session"]) for row in rows} == {"2022-04-26"}
+
+
+def test_a_champion_that_cannot_be_heard_is_a_fault_and_the_rest_of_the_day_is_done(world, april, monkeypatch):
+    def damaged(*_, **__):
+        raise IntegrityError("forest.skops: the file was changed")
+
+    monkeypatch.setattr(predict, "say", damaged)
+    found = seen(world, "2022-04-27")
+    assert (found["success"], found["exit_code"]) == (False, 4) and [step for step, _ in found["faults"]] == ["predict"]
+    assert any(text.startswith("Drift score") for text in found["findings"])
+    with world.store.read() as conn:
+        run = db.runs(conn, run_id=found["run_id"])[0]
+    assert run["status"] == "failed" and "predict: forest.skops" in run["error_message"]
+    monkeypatch.undo()
+    assert seen(world, "2022-04-27")["success"]  # not looked at well before: done again

@@ -19,7 +19,8 @@ ALLOWED = {
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"luck", "splits", "significance", "refits", "forgetting", "tuning"},
     "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict"}, "audit": None, "cli": None,
+    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict"},
+    "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 
