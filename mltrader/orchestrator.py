@@ -359,7 +359,7 @@ def _unrecorded() -> bool:
         later = [r for r in db.runs(conn, kind="cycle") if r["status"] == "success"]
     return bool(run) and run[0]["status"] != "success" and not any(r["started_at"] > run[0]["started_at"] for r in later)
 
-
+# %% ../nbs/60_orchestrator.ipynb #9c509113
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 

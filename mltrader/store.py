@@ -14,9 +14,9 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
            'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events',
            'replay_errors', 'replay_versions', 'drift_since', 'last_drift', 'drift_history', 'untrained_events',
-           'rows_digest', 'add_archived', 'archived_events', 'sector_cells', 'reign', 'first_predictions',
-           'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes', 'watch_rows', 'last_watch',
-           'put_watch', 'unfinished_decisions', 'confirm_promotion']
+           'rows_digest', 'add_archived', 'archived_events', 'sector_cells', 'unfinished_decisions',
+           'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
+           'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -941,6 +941,25 @@ def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
     last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
     return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
 
+# %% ../nbs/02_store.ipynb #45cfd7dc
+def unfinished_decisions(conn: sa.Connection, data_digest: str) -> list[dict[str, Any]]:
+    """Decisions on the predictions `data_digest` by runs that did not come to their end: `run_id`, and `move_id` of the promotion if there was one."""
+    gate = model_promotion_history
+    query = (sa.select(gate.c.run_id, gate.c.model_version, alias_moves.c.id.label("move_id"))
+             .select_from(gate.join(trials, gate.c.trial_id == trials.c.id).join(training_runs, gate.c.run_id == training_runs.c.id)
+                          .outerjoin(alias_moves, alias_moves.c.gate_id == gate.c.id))
+             .where(trials.c.data_digest == data_digest, training_runs.c.status.in_(("failed", "interrupted", "lost"))).order_by(gate.c.id))
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def confirm_promotion(conn: sa.Connection, run_id: str, data_digest: str, version: str) -> str | None:
+    """If a run that did not come to its end has promoted `version` on these predictions: that promotion's name, and `run_id` counts as one that promoted."""
+    now = alias_target(conn, "champion")
+    if now is None or now["id"] != version or now["move_id"] not in [row["move_id"] for row in unfinished_decisions(conn, data_digest)]:
+        return None
+    conn.execute(training_runs.update().where(training_runs.c.id == run_id).values(promoted=True))
+    return now["name"]
+
 # %% ../nbs/02_store.ipynb #ee7d8124
 def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | None:
     """Who holds `alias` at the close of `session`, since when, and whom it replaced; None if nobody does.
@@ -1030,22 +1049,3 @@ def put_watch(conn: sa.Connection, run_id: str, row: Mapping[str, Any]) -> None:
     conn.execute(t.delete().where(*same, t.c.run_id == run_id))
     if conn.execute(sa.select(t.c.id).where(*same)).first() is None:
         conn.execute(t.insert().values(run_id=run_id, **clean(row)))
-
-# %% ../nbs/02_store.ipynb #45cfd7dc
-def unfinished_decisions(conn: sa.Connection, data_digest: str) -> list[dict[str, Any]]:
-    """Decisions on the predictions `data_digest` by runs that did not come to their end: `run_id`, and `move_id` of the promotion if there was one."""
-    gate = model_promotion_history
-    query = (sa.select(gate.c.run_id, gate.c.model_version, alias_moves.c.id.label("move_id"))
-             .select_from(gate.join(trials, gate.c.trial_id == trials.c.id).join(training_runs, gate.c.run_id == training_runs.c.id)
-                          .outerjoin(alias_moves, alias_moves.c.gate_id == gate.c.id))
-             .where(trials.c.data_digest == data_digest, training_runs.c.status.in_(("failed", "interrupted", "lost"))).order_by(gate.c.id))
-    return [dict(row) for row in conn.execute(query).mappings()]
-
-
-def confirm_promotion(conn: sa.Connection, run_id: str, data_digest: str, version: str) -> str | None:
-    """If a run that did not come to its end has promoted `version` on these predictions: that promotion's name, and `run_id` counts as one that promoted."""
-    now = alias_target(conn, "champion")
-    if now is None or now["id"] != version or now["move_id"] not in [row["move_id"] for row in unfinished_decisions(conn, data_digest)]:
-        return None
-    conn.execute(training_runs.update().where(training_runs.c.id == run_id).values(promoted=True))
-    return now["name"]
