@@ -485,7 +485,7 @@ class Settings(Section):
 
 # %% ../nbs/01_config.ipynb #2942a43d
 NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL",  # where things are, not what is computed
-                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN")  # and what tests and runs tell their processes
+                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN", "MLTRADER_FAILPOINT")  # and what tests and runs tell their processes
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:
