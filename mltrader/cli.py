@@ -267,7 +267,7 @@ def drift(as_json: Json = False) -> None:
 
     with _store().read() as conn:
         rows = db.last_drift(conn)
-    shown = [{**row, "details": (row["details"] or {}).get("words")} for row in rows]
+    shown = [{**row, "details": (row["details"] or {}).get("why")} for row in rows]
     columns = ["session", "drift_type", "window", "score", "p_value", "detected"]
     words = [row["details"] for row in shown if row["details"]]
     say(rows, as_json, "\n".join([as_table(shown, columns), *words]) if rows else "No run has looked for drift yet.")

@@ -149,9 +149,7 @@ def keep_watch(run: Run, as_of: Any) -> str:
 def drift_words(output: TaskOutput) -> str:
     """One sentence on drift."""
     found = output.documents["drift"]
-    retrain = next((row for row in output.rows["drift_monitoring"] if row["drift_type"] == "retrain"), None)
-    words = (retrain or {}).get("details", {}).get("words") or ("drift is significant" if found["detected"] else "no significant drift")
-    return f"Drift score {found['score']:.2f}: {words}"
+    return f"Drift score {found['score']:.2f}: {found.get('why') or ('drift is significant' if found['detected'] else 'no significant drift')}"
 
 
 def event_words(output: TaskOutput) -> list[str]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'check_lease', 'task_results', 'run_facts',
-           'close_run', 'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error', 'failure_kind', 'persist',
-           'limited', 'first_error', 'terminable', 'undisturbed', 'BuildExecutor', 'run_task', 'run_inline',
-           'keep_predictions', 'roll_back', 'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html',
-           'table']
+           'events_learned', 'close_run', 'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error',
+           'failure_kind', 'persist', 'limited', 'first_error', 'terminable', 'undisturbed', 'BuildExecutor',
+           'run_task', 'run_inline', 'keep_predictions', 'roll_back', 'TrainingOrchestrator', 'examine', 'as_output',
+           'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -181,14 +181,27 @@ def run_facts(run: Run, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     return {name: int(v) if name.endswith(("trained", "samples")) and v is not None else v for name, v in facts.items()}
 
 
+def events_learned(run: Run, results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Events that waited for a model to learn from them, and are in this run's training set: what they asked for is done."""
+    with run.store.read() as conn:
+        waiting = [event for event in db.captured_events(conn) if event["state"] == "merged"]
+    if not waiting or not results.get("memory", {}).get("entries"):
+        return []
+    from mltrader import events
+
+    return events.learned_from(reports.Upstream("memory", results["memory"]["entries"], ArtifactStore(home() / "artifacts"))["training_set"], waiting)
+
+
 def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Mapping[str, Path], error: str | None = None, findings: Sequence[str] = ()) -> dict[str, Any]:
     """Record the end of a run: task rows, reports, manifest, end state; returns the manifest. `findings` are what it has to say, a sentence each."""
     check_lease(run)  # before anything of it is seen beside its successor's
     failpoint("close:before", run.store.url.database)
     results = task_results(run, statuses)
     facts = run_facts(run, results)
+    learned = events_learned(run, results) if status == "success" else []
     with run.store.write() as conn:
         db.check_token(conn, run.token)
+        db.mark_trained(conn, run.run_id, learned)
         for task, info in results.items():
             if info["status"] == "ran":
                 db.note_attempts(conn, run.run_id, task, info["attempts"] or 1)

@@ -16,7 +16,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
            'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
            'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions', 'confirm_promotion', 'reign',
-           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'first_predictions', 'live_rows', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
            'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
            'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
@@ -1024,6 +1024,19 @@ def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, 
               .where(t.c.model_version.in_(versions), t.c.session >= since, t.c.session <= until, t.c.role != "candidate").subquery())
     chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
     return [dict(row) for row in conn.execute(chosen).mappings()]
+
+
+def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
+    """What `version` has said of sessions as they came, and what became of it, as runs with an `as_of` before `before` recorded: `predictions` (each as first recorded) and `outcomes`."""
+    p, o = model_predictions, prediction_outcomes
+    said = (sa.select(p.c.session, p.c.symbol, p.c.proba_sell, p.c.proba_hold, p.c.proba_buy).join_from(p, training_runs, p.c.run_id == training_runs.c.id)
+            .where(p.c.model_version == version, p.c.role != "candidate", training_runs.c.as_of < before).order_by(p.c.session, p.c.symbol, p.c.id))
+    became = (sa.select(o.c.session, o.c.symbol, o.c.label, o.c.log_loss, o.c.prior_loss, o.c.known_at).join_from(o, training_runs, o.c.run_id == training_runs.c.id)
+              .where(o.c.model_version == version, training_runs.c.as_of < before).order_by(o.c.session, o.c.symbol))
+    first: dict[Any, dict[str, Any]] = {}
+    for row in conn.execute(said).mappings():
+        first.setdefault((row["session"], row["symbol"]), dict(row))
+    return {"predictions": list(first.values()), "outcomes": [dict(row) for row in conn.execute(became).mappings()]}
 
 
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
