@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'task_results', 'run_facts', 'close_run',
-           'effective_as_of', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited', 'terminable',
-           'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
+           'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited',
+           'terminable', 'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
            'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import core, registry, reports
+from . import core, log, notify, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, publish
 from .config import Settings, home, load_settings
@@ -95,7 +95,8 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     except OSError as error:
         raise ConfigError(f"Reports cannot be left in {folder} ({error.strerror}); set [run] reports to a folder.") from error
     with store.write() as conn:
-        db.reap_lost_runs(conn, clock)
+        for lost in db.reap_lost_runs(conn, clock):
+            notify.announce_run(conn, lost, settings, clock)
         run_id = f"run_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two runs within one second
@@ -106,6 +107,7 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     beat.start()
     before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # a run may be opened inside another, as in examples
     os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
+    log.event("run", f"{kind} begins", clock=clock, trigger=trigger)
     try:
         yield run
     finally:
@@ -118,7 +120,11 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
         beat.join(timeout=10)
         with store.write() as conn:
             db.finish_run(conn, run_id, "failed", clock, error_message="The run ended without being closed.")  # no effect on a closed run
+            notify.announce_run(conn, run_id, settings, clock)  # a message of a closed run is there already, and not put twice
             db.release_lease(conn, token)
+            ended = db.runs(conn, run_id=run_id)[0]
+        log.event("run", f"{kind}: {ended['status']}", level="info" if ended["status"] == "success" else "error", run_id=run_id, clock=clock, error=ended["error_message"])
+        notify.deliver(store, settings, clock)
 
 # %% ../nbs/60_orchestrator.ipynb #e8edcda1
 def task_results(run: Run, statuses: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -187,6 +193,7 @@ def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Map
         db.finish_run(conn, run.run_id, status, run.clock, as_of=as_of and to_session(as_of).date(), error_message=error, metrics=metrics,
                       results_digest=manifest["results"], manifest_digest=manifest["manifest"],
                       previous_manifest_digest=previous and previous["manifest"], **facts)
+        notify.announce_run(conn, run.run_id, run.settings, run.clock)
     return manifest
 
 # %% ../nbs/60_orchestrator.ipynb #430f0f9f
@@ -213,8 +220,25 @@ def effective_as_of(settings: Settings) -> str | None:
     return known["as_of"]
 
 
+def drop_damaged(artifacts: ArtifactStore | None = None) -> list[str]:
+    """Let the tasks whose stored results are not whole be made again; returns them. What a damaged file held is never read."""
+    artifacts, damaged = artifacts or ArtifactStore(home() / "artifacts"), []
+    for task in TASKS:
+        path = reports.products_folder() / task / "outputs.json"
+        if not path.is_file():
+            continue
+        try:
+            whole = all(artifacts.verify(entry["sha256"]) is None for entry in reports.read_outputs(path)["entries"].values())
+        except MltraderError:
+            whole = False
+        if not whole:
+            reports.begin({"out": path, "nb": path.with_name(f"{task}.ipynb")})
+            damaged.append(task)
+    return damaged
+
+
 def prepare(settings: Settings | None = None) -> list[str]:
-    """Refuse stale exports, then write the tasks' input files; returns the tasks whose inputs changed."""
+    """Refuse stale exports, forget damaged products, then write the tasks' input files; returns the tasks whose inputs changed."""
     if stale := reports.stale_modules(project_root()):
         raise ConfigError(f"The notebooks of {', '.join(stale)} were edited but not exported: run `nbdev_export` and build again.")
     settings, store = settings or load_settings(), Store()
@@ -222,6 +246,8 @@ def prepare(settings: Settings | None = None) -> list[str]:
         lease = db.current_lease(conn)
     if lease and lease["holder"] and lease["expires_at"] > Clock().now():
         return []  # the files belong to the run in progress; a build that is begun now will be refused
+    if damaged := drop_damaged():
+        print(f"Results of {', '.join(damaged)} are damaged on disk and will be made again.", file=sys.stderr)
     return reports.write_inputs(settings, store, effective_as_of(settings))
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7
@@ -243,7 +269,7 @@ def papermill_error(error: BaseException) -> tuple[str, int]:
         seen = seen.__cause__ or seen.__context__
     return f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1)
 
-
+# %% ../nbs/60_orchestrator.ipynb #cf054971
 def failure_kind(error: BaseException) -> str:
     """What a failure is owed to: `data` (a vendor), `kernel` (a notebook's process died), or `work` (the task itself, which would fail again)."""
     seen: BaseException | None = error
@@ -255,7 +281,7 @@ def failure_kind(error: BaseException) -> str:
         seen = seen.__cause__ or seen.__context__
     return "work"
 
-
+# %% ../nbs/60_orchestrator.ipynb #e99ca91d
 def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float], None] = time.sleep) -> Any:
     """Do `work`, again where the kind of its failure is worth it (`[run] retries_data`, `retries_kernel`, `retries_work`); counts the attempts of the step."""
     while True:
@@ -270,7 +296,7 @@ def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float
             kind = failure_kind(error)
             if run.attempts[step] > getattr(run.settings.run, f"retries_{kind}"):
                 raise
-            print(f"failed ({papermill_error(error)[0].splitlines()[0]}), again …", end=" ", flush=True)
+            log.event(step, f"failed, tried again: {papermill_error(error)[0]}", level="warning", run_id=run.run_id, clock=run.clock)
             pause(min(2.0 ** run.attempts[step], 30.0) if kind == "data" else 0.0)
 
 
@@ -388,21 +414,20 @@ class BuildExecutor:
         notebooks = {task.name: Path(str(task.product.to_json_serializable()["nb"])) for task in dag.values()}
         statuses = {task.name: "reused" for task in dag.values() if task.exec_status.name == "Skipped"}
         table = []
-        with terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run:
-            for number, task in enumerate(scheduled, 1):
+        with terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run, log.progress(len(scheduled)) as begin:
+            for task in scheduled:
                 began = self.clock.now()
-                print(f"[{number}/{len(scheduled)}] {task.name} …", end=" ", flush=True)
+                begin(task.name)
                 try:
                     persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
                 except (Exception, KeyboardInterrupt) as error:
-                    print("failed", flush=True)
                     statuses[task.name] = "failed"
                     notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
                     with undisturbed():
                         self._fail(run, task.name, error, statuses, notebooks)
                 statuses[task.name] = "ran"
                 seconds = (self.clock.now() - began).total_seconds()
-                print(f"{seconds:.1f} s", flush=True)
+                log.event(task.name, "ran", run_id=run.run_id, clock=self.clock, seconds=round(seconds, 2), attempts=run.attempts[task.name])
                 table.append(TaskReport.with_data(name=task.name, ran=True, elapsed=seconds))
             self.manifest = close_run(run, "success", statuses, notebooks)
         folder = reports.reports_folder(settings) / self.manifest["run_id"]
@@ -426,6 +451,7 @@ def run_task(run: Run, name: str) -> TaskOutput:
     task.save(output)
     if name == "promotion":
         task.promote(output)
+    log.event(name, "ran", run_id=run.run_id, clock=run.clock, seconds=round((run.clock.now() - task.started).total_seconds(), 2), attempts=run.attempts.get(name, 1))
     return output
 
 

@@ -106,7 +106,7 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
             row = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
             state["champion"] = None if row is None else {"id": row["id"], "name": row["name"], **row["manifest"].get("reference", {})}
             state["drift_history"] = db.drift_history(conn, day)
-            state["live"] = {name: digest_json(rows) for name, rows in db.live_rows(conn, row and row["id"], day).items()}
+            state["live"] = {name: digest_json(rows) for name, rows in _live_rows(conn, row, day).items()}
         else:
             state["captured_events"] = db.captured_events(conn, day)
         if task == "archive":
@@ -446,7 +446,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
-
+# %% ../nbs/51_reports.ipynb #8bdd2086
 def peak_memory(reset: bool = False) -> float | None:
     """Most memory (MB) that this process has used since the last reset; None where the system does not say."""
     try:
@@ -474,10 +474,17 @@ def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any)
         day = to_session(as_of).date()
         with store.read() as conn:
             record = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
-            rows = db.live_rows(conn, record and record["id"], day)
+            rows = _live_rows(conn, record, day)
     manifest = record["manifest"] if record else {}
     kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "drift_reference")}
     return {"champion": {"record": record, **kept}, "live": {name: _session_frame(found) for name, found in rows.items()}}
+
+
+def _live_rows(conn: Any, champion: Mapping[str, Any] | None, day: Any) -> dict[str, list[dict[str, Any]]]:
+    """What the champion has said as sessions came, and what became of it, by runs with an earlier `as_of`."""
+    if champion is None:
+        return {"predictions": [], "outcomes": []}
+    return {"predictions": db.first_predictions(conn, [champion["id"]], before=day), "outcomes": db.outcomes(conn, [champion["id"]], before=day)}
 
 
 def _session_frame(rows: list[dict[str, Any]]) -> Any:

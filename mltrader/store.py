@@ -8,15 +8,16 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
            'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
            'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
-           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'Store', 'take_lease', 'renew_lease', 'release_lease',
-           'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of', 'current_lease',
-           'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows', 'record_trial',
-           'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of',
-           'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events',
-           'replay_errors', 'replay_versions', 'drift_since', 'last_drift', 'drift_history', 'live_rows',
-           'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells', 'reign',
-           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
-           'watch_rows', 'last_watch', 'put_watch']
+           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'take_lease', 'renew_lease',
+           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
+           'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
+           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
+           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
+           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
+           'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
+           'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
+           'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -833,19 +834,6 @@ def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[di
     return [latest[session] for session in sorted(latest)][-limit:]
 
 
-def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
-    """What `version` has said of sessions as they came, and what became of it, as runs with an `as_of` before `before` recorded: `predictions` and `outcomes`."""
-    p, o = model_predictions, prediction_outcomes
-    said = (sa.select(p.c.session, p.c.symbol, p.c.proba_sell, p.c.proba_hold, p.c.proba_buy).join_from(p, training_runs, p.c.run_id == training_runs.c.id)
-            .where(p.c.model_version == version, p.c.role != "candidate", training_runs.c.as_of < before).order_by(p.c.session, p.c.symbol, p.c.id))
-    became = (sa.select(o.c.session, o.c.symbol, o.c.label, o.c.log_loss, o.c.prior_loss, o.c.known_at).join_from(o, training_runs, o.c.run_id == training_runs.c.id)
-              .where(o.c.model_version == version, training_runs.c.as_of < before).order_by(o.c.session, o.c.symbol))
-    first: dict[Any, dict[str, Any]] = {}
-    for row in conn.execute(said).mappings():
-        first.setdefault((row["session"], row["symbol"]), dict(row))  # what was said first counts
-    return {"predictions": list(first.values()), "outcomes": [dict(row) for row in conn.execute(became).mappings()]}
-
-
 def untrained_events(conn: sa.Connection) -> list[str]:
     """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
     latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
@@ -972,7 +960,85 @@ def last_watch(conn: sa.Connection, champion: str, rival: str, before: Any) -> d
 
 
 def put_watch(conn: sa.Connection, run_id: str, row: Mapping[str, Any]) -> None:
-    """Write one look, replacing one of the same session."""
+    """Write one look. A session looked at again by another run keeps its first look: the evidence is the same, and the row is signed by that run's manifest."""
     t = live_watch
-    conn.execute(t.delete().where(t.c.champion == row["champion"], t.c.rival == row["rival"], t.c.session == row["session"]))
-    conn.execute(t.insert().values(run_id=run_id, **clean(row)))
+    same = (t.c.champion == row["champion"], t.c.rival == row["rival"], t.c.session == row["session"])
+    conn.execute(t.delete().where(*same, t.c.run_id == run_id))
+    if conn.execute(sa.select(t.c.id).where(*same)).first() is None:
+        conn.execute(t.insert().values(run_id=run_id, **clean(row)))
+
+# %% ../nbs/02_store.ipynb #de9a0fc5
+SEVERITIES = ("info", "warning", "critical")
+
+
+def add_message(conn: sa.Connection, values: Mapping[str, Any], clock: Clock) -> bool:
+    """Put one message for one channel into the outbox, due at once; False if its `dedup_key` is there already."""
+    row = {**clean(values), "created_at": clock.now(), "next_attempt_at": clock.now(), "attempts": 0}
+    try:
+        with conn.begin_nested():
+            conn.execute(outbox.insert().values(row))
+    except sa.exc.IntegrityError:
+        if conn.execute(sa.select(outbox.c.id).where(outbox.c.channel == row["channel"], outbox.c.dedup_key == row["dedup_key"])).first() is None:
+            raise  # another fault, such as a run that does not exist
+        return False
+    return True
+
+
+def messages(conn: sa.Connection, due: datetime | None = None, limit: int | None = None, unsent: bool = False) -> list[dict[str, Any]]:
+    """Messages in the outbox, oldest first; with `due` those to be sent by then, the gravest first; with `unsent` those not sent."""
+    query = sa.select(outbox)
+    if due is not None:
+        rank = sa.case({name: place for place, name in enumerate(reversed(SEVERITIES))}, value=outbox.c.severity)
+        query = query.where(outbox.c.sent_at.is_(None), outbox.c.next_attempt_at <= due).order_by(rank)
+    if unsent:
+        query = query.where(outbox.c.sent_at.is_(None))
+    found = [dict(row) for row in conn.execute(query.order_by(outbox.c.id).limit(limit)).mappings()]
+    return [{**row, **{name: _utc(row[name]) for name in ("created_at", "next_attempt_at", "sent_at")}} for row in found]
+
+
+def claim_message(conn: sa.Connection, message: Mapping[str, Any], next_attempt_at: datetime) -> bool:
+    """Take a message for one attempt; False if somebody else has taken or sent it since it was read."""
+    changed = conn.execute(outbox.update().where(outbox.c.id == message["id"], outbox.c.attempts == message["attempts"], outbox.c.sent_at.is_(None))
+                           .values(attempts=message["attempts"] + 1, next_attempt_at=next_attempt_at))
+    return changed.rowcount == 1
+
+
+def settle_message(conn: sa.Connection, message_id: int, **values: Any) -> None:
+    """Write how an attempt ended: `sent_at`, or `last_error` (and `next_attempt_at`, `attempts`, if they are to change)."""
+    conn.execute(outbox.update().where(outbox.c.id == message_id, outbox.c.sent_at.is_(None)).values(**values))
+
+# %% ../nbs/02_store.ipynb #9f8ddbfb
+def moves_of(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Moves of aliases by a run, in order, with the production name that each replaced as `before`."""
+    old = alias_moves.alias()
+    query = (sa.select(alias_moves, old.c.name.label("before")).join_from(alias_moves, old, old.c.id == alias_moves.c.previous, isouter=True)
+             .where(alias_moves.c.run_id == run_id).order_by(alias_moves.c.id))
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def new_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Drift checks of a run that raised an alarm, where the same check before it had raised none."""
+    found = []
+    for row in conn.execute(sa.select(drift_monitoring).where(drift_monitoring.c.run_id == run_id, drift_monitoring.c.detected.is_(True)).order_by(drift_monitoring.c.id)).mappings():
+        before = (sa.select(drift_monitoring.c.detected).where(drift_monitoring.c.drift_type == row["drift_type"], drift_monitoring.c.window.is_not_distinct_from(row["window"]),
+                                                               drift_monitoring.c.id < row["id"], drift_monitoring.c.run_id != run_id)
+                  .order_by(drift_monitoring.c.id.desc()).limit(1))
+        if not conn.execute(before).scalar():
+            found.append(dict(row))
+    return found
+
+
+def event_changes(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Events whose state a run changed, each with its state `before` (None: new)."""
+    found = []
+    for row in conn.execute(sa.select(dynamic_events).where(dynamic_events.c.run_id == run_id).order_by(dynamic_events.c.id)).mappings():
+        before = conn.execute(sa.select(dynamic_events.c.state).where(dynamic_events.c.event_name == row["event_name"], dynamic_events.c.id < row["id"])
+                              .order_by(dynamic_events.c.id.desc()).limit(1)).scalar()
+        if before != row["state"]:
+            found.append({**row, "before": before})
+    return found
+
+
+def watch_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Alarms of the watch over the champion's live predictions in a run."""
+    return [dict(row) for row in conn.execute(sa.select(live_watch).where(live_watch.c.run_id == run_id, live_watch.c.alarm.is_(True)).order_by(live_watch.c.id)).mappings()]

@@ -14,6 +14,7 @@ from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
 from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
+from mltrader.monitor import monitor
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -110,7 +111,7 @@ def test_a_leap_day_is_a_session_like_any_other():
     class Inputs(dict):
         _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
@@ -340,3 +341,102 @@ def test_a_fit_without_an_event_has_not_seen_it(world, monkeypatch):
         assert not ((rows["session"] <= judged.max()) & (rows["label_known_at"] >= judged.min())).any(), name
     again = refits.without_events({**inputs, "fold_cache": {}}, settings.model_copy(update={"run": settings.run.model_copy(update={"threads": 2})}), "2021-12-31")
     assert again.equals(made)  # threads change the time only
+
+
+def seen(world, day: str) -> dict:
+    """A monitor run on the session `day`."""
+    return monitor(settings=load_settings(run={"as_of": day}, **EASY), store=world.store, fetch=False)
+
+
+@pytest.fixture(scope="module")
+def april(world):
+    """Three monitor runs after the last cycle: two sessions, one of them twice, and a session three weeks later."""
+    before = {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}
+    found = [seen(world, day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert before == {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}  # a build finds its products as it left them
+    return found
+
+
+def test_each_day_is_looked_at_once_and_recorded(world, april):
+    assert [(found["success"], found["faults"]) for found in april] == [(True, [])] * 4
+    with world.store.read() as conn:
+        made = [db.runs(conn, run_id=found["run_id"])[0] for found in april]
+        counts = [db.count_rows(conn, found["run_id"]) for found in april]
+    assert [(run["kind"], run["status"], str(run["as_of"])) for run in made] == [("monitor", "success", day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert "Nothing new: 2022-04-04" in april[2]["findings"][0] and counts[2]["model_predictions"] == counts[2]["drift_monitoring"] == 0
+    assert counts[0]["model_predictions"] >= 6 and counts[0]["drift_monitoring"] >= 6
+
+
+def test_predictions_meet_their_labels_when_those_are_known_and_never_before(world, april):
+    """Recomputed from the stored probabilities and the day's own labels."""
+    champion = registry.champion(world.store, "2022-04-26")["id"]
+    with world.store.read() as conn:
+        said, became = db.first_predictions(conn, [champion]), db.outcomes(conn, [champion])
+    assert became and {row["known_at"] for row in became} <= {pd.Timestamp("2022-04-26").date()} | {day.date() for day in pd.bdate_range("2022-04-01", "2022-04-26")}
+    sessions = {str(row["session"]) for row in became}
+    assert "2022-04-01" in sessions and max(sessions) <= "2022-04-04"  # entry a session later, 14 sessions, one more to be known
+    with_labels = reports.Upstream("labels", reports.read_outputs(home() / "monitor" / "labels" / "outputs.json")["entries"], ArtifactStore(home() / "artifacts"))["labels"]
+    truth = {(str(row.session.date()), row.symbol): row.label for row in with_labels[with_labels["session"] >= "2022-03-01"].itertuples()}
+    proba = {(str(row["session"]), row["symbol"]): [row[name] for name in PROBABILITIES] for row in said}
+    for row in became:
+        key = str(row["session"]), row["symbol"]
+        assert row["label"] == truth[key] and row["log_loss"] == pytest.approx(-np.log(proba[key][row["label"]]), rel=1e-6)
+
+
+def test_a_monitor_run_is_in_the_chain_and_on_the_index(world, april):
+    folder = reports.reports_folder(load_settings())
+    for found in april:
+        assert reports.verify_run(world.store, found["run_id"], folder, ArtifactStore(home() / "artifacts")) == []
+    page = (folder / "index.html").read_text()
+    assert "Daily checks" in page and april[0]["run_id"] in page and "Drift score" in page
+    with world.store.read() as conn:
+        rows = db.last_drift(conn)
+    assert {row["drift_type"] for row in rows} >= {"feature", "regime"} and {str(row["session"]) for row in rows} == {"2022-04-26"}
+
+
+def test_a_champion_that_cannot_be_heard_is_a_fault_and_the_rest_of_the_day_is_done(world, april, monkeypatch):
+    def damaged(*_, **__):
+        raise IntegrityError("forest.skops: the file was changed")
+
+    monkeypatch.setattr(predict, "say", damaged)
+    found = seen(world, "2022-04-27")
+    assert (found["success"], found["exit_code"]) == (False, 1) and [step for step, _ in found["faults"]] == ["predict"]
+    assert any(text.startswith("Drift score") for text in found["findings"])
+    with world.store.read() as conn:
+        run = db.runs(conn, run_id=found["run_id"])[0]
+    assert run["status"] == "failed" and "predict: forest.skops" in run["error_message"]
+    monkeypatch.undo()
+    assert seen(world, "2022-04-27")["success"]  # not looked at well before: done again
+
+
+def test_a_damaged_champion_gives_way_to_the_last_whole_one_or_the_fault_is_said(world, april):
+    best = registry.champion(world.store)
+    with world.store.read() as conn:
+        earlier = [move["name"] for move in db.promotions(conn, "champion") if move["model_version"] != best["id"]]
+    path = ArtifactStore(home() / "artifacts").path(best["manifest"]["components"]["meta"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    try:
+        found = seen(world, "2022-04-28")
+        if earlier:
+            assert found["success"] and any(f"{earlier[-1]} is the champion again" in text for text in found["findings"])
+            assert registry.champion(world.store)["name"] == earlier[-1]
+        else:
+            assert [step for step, _ in found["faults"]] == ["champion", "predict"] and "no earlier champion is whole" in found["faults"][0][1]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_damaged_result_is_made_again_and_never_read(world):
+    product = reports.products_folder() / "regimes" / "outputs.json"
+    marks = [product.with_name(name) for name in (".outputs.json.metadata", ".regimes.ipynb.metadata")]
+    for mark in marks:
+        mark.write_text("{}")
+    assert orchestrator.drop_damaged() == [] and all(mark.is_file() for mark in marks)
+    path = ArtifactStore(home() / "artifacts").path(reports.read_outputs(product)["entries"]["symbol_regimes"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    try:
+        assert orchestrator.drop_damaged() == ["regimes"] and not any(mark.exists() for mark in marks)  # Ploomber takes the task as never done
+    finally:
+        path.write_bytes(whole)
