@@ -365,9 +365,9 @@ def live_frames(store: Store, version: str, before: Any) -> dict[str, pd.DataFra
     """
     day = to_session(before).date()
     with store.read() as conn:
-        rows = db.live_rows(conn, version, day)
-    return {"predictions": _frame(rows["predictions"], ["session", "symbol", *PROBABILITIES], ["session"]),
-            "outcomes": _frame(rows["outcomes"], ["session", "symbol", "label", "log_loss", "prior_loss", "known_at"], ["session", "known_at"])}
+        said, became = db.first_predictions(conn, [version], before=day), db.outcomes(conn, [version], before=day)
+    return {"predictions": _frame(said, ["session", "symbol", *PROBABILITIES], ["session"]),
+            "outcomes": _frame(became, ["session", "symbol", "label", "log_loss", "prior_loss", "known_at"], ["session", "known_at"])}
 
 # %% ../nbs/53_predict.ipynb #c4da29db
 def paired_rows(store: Store, champion: str, rival: str, since: date, until: date) -> pd.DataFrame:

@@ -1015,13 +1015,19 @@ def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | Non
     return None if row is None else dict(row)
 
 
-def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, until: Any) -> list[dict[str, Any]]:
-    """What versions, as champion or rival, said of sessions from `since` to `until`, each (version, session, symbol) as first recorded."""
+def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any = None, until: Any = None, before: Any = None) -> list[dict[str, Any]]:
+    """What versions, as champion or rival, said of sessions from `since` to `until`, each (version, session, symbol) as first recorded; with `before`, only by runs with an earlier `as_of`."""
     t = model_predictions
     place = sa.func.row_number().over(partition_by=(t.c.model_version, t.c.session, t.c.symbol), order_by=t.c.id).label("place")
     columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy")
-    ranked = (sa.select(*[t.c[name] for name in columns], place)
-              .where(t.c.model_version.in_(versions), t.c.session >= since, t.c.session <= until, t.c.role != "candidate").subquery())
+    query = sa.select(*[t.c[name] for name in columns], place).where(t.c.model_version.in_(versions), t.c.role != "candidate")
+    if since is not None:
+        query = query.where(t.c.session >= since)
+    if until is not None:
+        query = query.where(t.c.session <= until)
+    if before is not None:
+        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    ranked = query.subquery()
     chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
     return [dict(row) for row in conn.execute(chosen).mappings()]
 
@@ -1062,10 +1068,14 @@ def add_outcomes(conn: sa.Connection, run_id: str, rows: Sequence[Mapping[str, A
     return len(rows)
 
 
-def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any) -> list[dict[str, Any]]:
-    """What became of the predictions of versions from `since` on."""
+def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any = None, before: Any = None) -> list[dict[str, Any]]:
+    """What became of the predictions of versions; with `before`, only what runs with an earlier `as_of` wrote."""
     t = prediction_outcomes
-    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions), t.c.session >= since)
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions))
+    if since is not None:
+        query = query.where(t.c.session >= since)
+    if before is not None:
+        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
     return [dict(row) for row in conn.execute(query.order_by(t.c.session, t.c.symbol)).mappings()]
 
 
