@@ -193,10 +193,16 @@ CANONICAL_EVENTS: tuple[EventDefinition, ...] = (
 class EventSettings(Section):
     """When a rare event is declared, and which ones are known from the start."""
 
-    vix: float = 40.0
-    vix_sessions: int = Field(3, ge=1)
+    preset: Literal["extended", "seed"] = "extended"  # seed: the four criteria alone; extended: the index's fall and volatility as well, which need no VIX
+    vix: float = Field(40.0, gt=0)  # the four criteria: closes above it …
+    vix_sessions: int = Field(3, ge=1)  # … on so many sessions in a row
     drift: float = Field(0.25, ge=0, le=1)
     crash_share: float = Field(0.5, ge=0, le=1)
+    drawdown: float = Field(0.12, gt=0, lt=1)  # preset extended: fall of the index from its highest close of the last sessions
+    drawdown_sessions: int = Field(60, ge=2)
+    volatility: float = Field(0.30, gt=0)  # preset extended: realised volatility of the index, a year
+    volatility_sessions: int = Field(21, ge=3)
+    since: date | None = None  # also the crises that were over before the first run, from this day on
     canonical: tuple[EventDefinition, ...] = CANONICAL_EVENTS
     extra: tuple[EventDefinition, ...] = ()  # your own events, besides the canonical ones
     aftermath_sessions: int = Field(60, ge=0)  # sessions after an event that are remembered with it: a fall alone teaches that falls go on

@@ -111,6 +111,8 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
             state["captured_events"] = db.captured_events(conn, day)
         if task == "archive":
             state["archived_events"] = db.archived_events(conn, day)
+        if task == "events":
+            state["watched_since"] = db.watched_since(conn, day)
     return json.loads(canonical_json(state))
 
 

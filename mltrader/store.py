@@ -15,16 +15,16 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
            'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
            'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
-           'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
-           'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
-           'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
+           'watched_since', 'latest_outputs', 'mark_trained', 'reign', 'first_predictions', 'predicted_sessions',
+           'unresolved_predictions', 'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message',
+           'messages', 'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ model_predictions = Table(
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
     _text("role", 16, nullable=False, default="candidate", server_default="candidate"),  # of the version in that run
-    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"), Index(None, "model_version", "session"),
     _one_of("role", "candidate", "champion", "rival"),
 )
 prediction_outcomes = Table(  # each recorded prediction once, when its label is known
@@ -597,7 +597,10 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if table is trials:  # a ledger: what was once tried stays, whichever run saw it first
             written[name] = len({record_trial(conn, run_id, **{**blank, **item}) for item in items})
             continue
-        conn.execute(table.delete().where(table.c.run_id == run_id))
+        mine = table.c.run_id == run_id
+        if table is dynamic_events:  # two tasks write them: one finds events and follows them, one puts their samples into the archive
+            mine = mine & table.c.event_name.in_([item["event_name"] for item in items])
+        conn.execute(table.delete().where(mine))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
@@ -785,11 +788,18 @@ def last_judged(conn: sa.Connection, as_of: Any = None) -> dict[str, Any] | None
     return None if row is None else dict(row)
 
 
-def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:
-    """Dynamic events that runs with an `as_of` before `before` have recorded, latest state of each."""
+def captured_events(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
+    """State of each dynamic event, as runs with an `as_of` before `before` (None: all runs) have recorded it, in order of their starts.
+
+    That is its latest row; but what was merged, or trained on, stays so: a run that repeats an earlier session knows nothing of it.
+    """
     query = (sa.select(dynamic_events).join_from(dynamic_events, training_runs, dynamic_events.c.run_id == training_runs.c.id)
-             .where(training_runs.c.as_of < before).order_by(dynamic_events.c.id))
-    return list({row["event_name"]: dict(row) for row in conn.execute(query).mappings()}.values())
+             .order_by(training_runs.c.as_of, dynamic_events.c.id))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in conn.execute(query if before is None else query.where(training_runs.c.as_of < before)).mappings():
+        found.setdefault(row["event_name"], []).append(dict(row))
+    standing = [next((part for state in ("trained", "merged") if (part := [row for row in rows if row["state"] == state])), rows)[-1] for rows in found.values()]
+    return sorted(standing, key=lambda row: (str(row["start_date"]), row["event_name"]))
 
 
 def replay_errors(conn: sa.Connection, before: Any, feature_set: str, since: Any, limit: int) -> list[dict[str, Any]]:
@@ -835,9 +845,8 @@ def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[di
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
-    """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
-    latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
-    return sorted(name for name, state in latest.items() if state == "merged")
+    """Events that are merged into the archive, but no model has learned from them yet."""
+    return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged")
 
 # %% ../nbs/02_store.ipynb #0a1d66cf
 UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
@@ -887,6 +896,33 @@ def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
     last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
     return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
 
+# %% ../nbs/02_store.ipynb #9d55f320
+def watched_since(conn: sa.Connection, before: Any) -> date | None:
+    """The first session as of which a cycle or a monitor run looked for events, of those before `before`."""
+    first = sa.select(sa.func.min(training_runs.c.as_of)).where(training_runs.c.kind.in_(("cycle", "monitor")), training_runs.c.as_of < before)
+    return conn.execute(first).scalar()
+
+
+def latest_outputs(conn: sa.Connection, tasks: Sequence[str]) -> tuple[date | None, dict[str, dict[str, Any]]]:
+    """`as_of` of the newest successful run that has outputs of all `tasks`, and their entries by task; (None, {}) if there is none."""
+    for run in runs(conn):
+        found = {row["task"]: row["outputs"] for row in tasks_of(conn, run["id"]) if row["task"] in tasks and row["outputs"]} if run["status"] == "success" else {}
+        if len(found) == len(set(tasks)) and run["as_of"] is not None:
+            return run["as_of"], found
+    return None, {}
+
+
+def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list[str]:
+    """Note that the training set of a run that succeeded held these events; returns those that were waiting for it.
+
+    Other names (canonical events, events trained on before) are left alone, so that a cycle can pass on all that its training set names.
+    """
+    waiting = [row for row in captured_events(conn) if row["state"] == "merged" and row["event_name"] in set(names)]
+    rows = [{**{key: value for key, value in row.items() if key not in ("id", "run_id")}, "state": "trained", "triggered_retraining": False,
+             "trained_by": run_id} for row in waiting]
+    write_rows(conn, run_id, {"dynamic_events": rows})
+    return sorted(row["event_name"] for row in rows)
+
 # %% ../nbs/02_store.ipynb #ee7d8124
 def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | None:
     """Who holds `alias` at the close of `session`, since when, and whom it replaced; None if nobody does.
@@ -904,27 +940,21 @@ def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | Non
     return None if row is None else dict(row)
 
 
-def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any = None, until: Any = None, before: Any = None) -> list[dict[str, Any]]:
-    """What versions said of sessions from `since` to `until`, each (version, session, symbol) as first recorded; with `before`, only by runs with an earlier `as_of`."""
+def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, until: Any) -> list[dict[str, Any]]:
+    """What versions, as champion or rival, said of sessions from `since` to `until`, each (version, session, symbol) as first recorded."""
     t = model_predictions
     place = sa.func.row_number().over(partition_by=(t.c.model_version, t.c.session, t.c.symbol), order_by=t.c.id).label("place")
     columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy")
-    query = sa.select(*[t.c[name] for name in columns], place).where(t.c.model_version.in_(versions))
-    if since is not None:
-        query = query.where(t.c.session >= since)
-    if until is not None:
-        query = query.where(t.c.session <= until)
-    if before is not None:
-        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
-    ranked = query.subquery()
+    ranked = (sa.select(*[t.c[name] for name in columns], place)
+              .where(t.c.model_version.in_(versions), t.c.session >= since, t.c.session <= until, t.c.role != "candidate").subquery())
     chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
     return [dict(row) for row in conn.execute(chosen).mappings()]
 
 
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
-    """Sessions since `since` of which a version's predictions are on record."""
+    """Sessions since `since` of which a version's predictions as champion or rival are on record."""
     t = model_predictions
-    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since).distinct()).scalars())
+    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since, t.c.role != "candidate").distinct()).scalars())
 
 
 def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
@@ -944,14 +974,10 @@ def add_outcomes(conn: sa.Connection, run_id: str, rows: Sequence[Mapping[str, A
     return len(rows)
 
 
-def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any = None, before: Any = None) -> list[dict[str, Any]]:
-    """What became of the predictions of versions; with `before`, only what runs with an earlier `as_of` wrote."""
+def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any) -> list[dict[str, Any]]:
+    """What became of the predictions of versions from `since` on."""
     t = prediction_outcomes
-    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions))
-    if since is not None:
-        query = query.where(t.c.session >= since)
-    if before is not None:
-        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions), t.c.session >= since)
     return [dict(row) for row in conn.execute(query.order_by(t.c.session, t.c.symbol)).mappings()]
 
 
