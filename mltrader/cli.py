@@ -6,8 +6,8 @@
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'notify_app', 'audit_app', 'Symbols', 'Seed',
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
            'rollback', 'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff', 'data_sync',
-           'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_outbox', 'audit_lookahead',
-           'audit_recursive', 'clean_before_save', 'setup', 'main']
+           'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver', 'notify_outbox',
+           'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -467,7 +467,7 @@ def schedule(
         return
     units, cron = plan.systemd_units(settings, now), plan.cron_lines(settings, now)
     text = [f"# {name}\n{unit}" for name, unit in units.items()] if form == "systemd" else [cron]
-    advice = "# Put these into ~/.config/systemd/user/, then: systemctl --user enable --now mltrader-monitor.timer; loginctl enable-linger\n"
+    advice = "# Put these into ~/.config/systemd/user/, then: systemctl --user enable --now mltrader-monitor.timer mltrader-notify.timer; loginctl enable-linger\n"
     say({"next_due": due, "zone": settings.schedule.zone, "jobs": plan.JOBS, "systemd": units, "cron": cron}, as_json,
         "\n".join([f"# Next due {due:%Y-%m-%d %H:%M} UTC", *([advice] if form == "systemd" else []), *text]).rstrip())
 
@@ -481,6 +481,26 @@ def notify_test(as_json: Json = False) -> None:
     found = send_test(load_settings())
     say(found, as_json, as_table([{"channel": name, "reached": error is None, "error": error} for name, error in found.items()], ["channel", "reached", "error"]))
     if any(found.values()):
+        raise typer.Exit(5)
+
+
+@notify_app.command("deliver")
+def notify_deliver(dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Send what the outbox holds and is due; exit code 5 if a channel was not reached. Example: mltrader notify deliver"""
+    from mltrader import notify
+    from mltrader import store as db
+    from mltrader.config import load_settings
+
+    store, settings = _store(), load_settings()
+    if dry_run:
+        with store.read() as conn:
+            due = len(db.messages(conn, due=Clock().now()))
+        say({"due": due, "sent": 0, "failed": 0}, as_json, f"{due} message(s) would be sent.")
+        return
+    count = notify.deliver(store, settings)
+    if as_json or any(count.values()):  # nothing to say is said by nothing: cron would keep it
+        say(count, as_json, f"{count['sent']} sent, {count['failed']} failed.")
+    if count["failed"]:
         raise typer.Exit(5)
 
 

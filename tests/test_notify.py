@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import apprise  # noqa: F401  (so that loading it costs no delivery its time)
 import pytest
 from aiosmtpd.controller import Controller
 from conftest import ROOT
@@ -44,7 +45,7 @@ class Hook:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if hook.mode == "hang":
-                    time.sleep(3)
+                    time.sleep(6)
                     return
                 if hook.mode == "drip":
                     for _ in range(400):
@@ -109,7 +110,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def rules(*channels: str, **more) -> Settings:
-    return Settings(notify=NotifySettings(**{"channels": channels, "timeout_seconds": 0.4, "deadline_seconds": 1.5, **more}))
+    return Settings(notify=NotifySettings(**{"channels": channels, "timeout_seconds": 0.4, "deadline_seconds": 2.5, **more}))
 
 
 def write(store: Store, rule: Settings, *names: str, severity: str = "info", at: datetime = START) -> int:
@@ -140,10 +141,10 @@ def test_each_trouble_and_then_each_message_once(home, hook, mail, monkeypatch):
         began = time.monotonic()
         count = notify.deliver(store, rule, Clock(moment))
         took = time.monotonic() - began
-        assert took < 4, (mode, took)
+        assert took < 5, (mode, took)
         row = rows(store)[0]
         said.append((mode, count["sent"], count["failed"], row["attempts"]))
-        assert {"down": "Connection error", "500": "500", "hang": "Connection error", "drip": "no answer within 1.5 s", "well": "None"}[mode] in str(row["last_error"]), row["last_error"]
+        assert {"down": "Connection error", "500": "500", "hang": "Connection error", "drip": "no answer within 2.5 s", "well": "None"}[mode] in str(row["last_error"]), row["last_error"]
         assert "passw0rd" not in str(row) and "verysecret" not in str(row)
         moment += timedelta(hours=7)
     assert said == [("down", 1, 1, 1), ("500", 0, 1, 2), ("hang", 0, 1, 3), ("drip", 0, 1, 4), ("well", 1, 0, 5), ("well", 0, 0, 5)]
@@ -158,14 +159,13 @@ def test_the_bound_holds_for_many_channels_and_many_messages(home, hook, mail, m
     for name in names:
         monkeypatch.setenv(f"MLTRADER_NOTIFY_URL_{name.upper()}", f"json://127.0.0.1:{hook.port}/{name}")
     monkeypatch.setenv("MLTRADER_NOTIFY_URL_MAIL", f"mailto://127.0.0.1:{mail.port}?from=a@example.org&to=b@example.org")
-    store, rule = Store(), rules(*names, "mail", timeout_seconds=5, deadline_seconds=1.0)
-    notify.send("none", "", "")  # apprise is imported
+    store, rule = Store(), rules(*names, "mail", timeout_seconds=5, deadline_seconds=2)
     write(store, rule, *[f"m{k}" for k in range(20)])
     began = time.monotonic()
     count = notify.deliver(store, rule, Clock(START))
-    assert time.monotonic() - began < 2.5 and count == {"sent": 1, "failed": 5}
+    assert time.monotonic() - began < 5 and count == {"sent": 1, "failed": 5}
     of = {name: [r for r in rows(store) if r["channel"] == name] for name in [*names, "mail"]}
-    assert all([r["attempts"] for r in of[name]] == [1] + [0] * 19 and "no answer within 1 s" in of[name][0]["last_error"] for name in names)
+    assert all([r["attempts"] for r in of[name]] == [1] + [0] * 19 and "no answer within 2 s" in of[name][0]["last_error"] for name in names)
     notify.deliver(store, rule, Clock(START))  # those not tried are due at once
     assert sum(r["attempts"] for r in rows(store) if r["channel"] == "c0") == 2
 
@@ -427,17 +427,17 @@ def test_no_secret_anywhere(home, hook, mail, monkeypatch, capfd):
     for name, url in CANARIES.items():
         monkeypatch.setenv(name, url.format(port=hook.port, mail=mail.port))
     with store.write() as conn:
-        notify.announce_run(conn, failed.value.run_id, rule)
+        assert notify.announce_run(conn, failed.value.run_id, rule) == 0  # the run has told of itself
         notify.notify(conn, Message("failure", "critical", "t", f"the database said: {os.environ['MLTRADER_NOTIFY_URL_BAD']} canary!pass", "x"), rule)
     count = notify.deliver(store, rule)
-    assert count["sent"] >= 2 and count["failed"] == 5
+    assert count == {"sent": 1, "failed": 5}
     log.event("test", f"an error repeats {os.environ['MLTRADER_NOTIFY_URL_HOST']}", where={"url": os.environ["MLTRADER_NOTIFY_URL_DEAD"]})
     store.engine.dispose()
     out = capfd.readouterr()
     files = [path for path in home.rglob("*") if path.is_file()]
     assert {"mltrader.db", "mltrader.jsonl", "index.html", "manifest.json"} <= {path.name for path in files}
     assert [path for path in files if b"canary" in path.read_bytes().lower()] == [] and "canary" not in (out.out + out.err).lower()
-    assert "canary" in json.dumps(hook.got) or hook.got  # the channel that works was reached
+    assert [m["title"] for m in hook.got] == ["mltrader: cycle failed", "t", "mltrader: t"]  # the channel that works was reached
 
 
 def test_an_address_in_the_settings_is_refused_and_not_repeated(tmp_path):
