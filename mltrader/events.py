@@ -215,7 +215,7 @@ def advance(event: Mapping[str, Any], seen: pd.DataFrame, covered: np.ndarray, h
     if quiet >= QUIET_SESSIONS:
         state = "closed"
     ready = max(int(np.searchsorted(known, known[last + 1] + MERGE_SESSIONS)) - 1, last + horizon + 2)
-    if quiet >= MERGE_SESSIONS and ready < len(sessions) and covered[first:last + 1].mean() >= SPAN_SHARE:
+    if ready < len(sessions) and covered[first:last + 1].mean() >= SPAN_SHARE:
         state, matured_on = "matured", pd.Timestamp(sessions[ready]).date()
     vix = seen["vix_close"].to_numpy()[first:last + 1]
     now = {"state": state, "end_date": None if state == "open" else pd.Timestamp(sessions[last]).date(), "matured_on": matured_on,
