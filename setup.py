@@ -18,7 +18,6 @@ EXTRAS = {
     "dashboard": ["panel"],
     "postgres": ["psycopg[binary]"],
     "dask": ["dask[distributed]"],
-    "notify": ["apprise"],
     "ta": ["ta-lib"],
 }
 

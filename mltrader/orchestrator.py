@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'task_results', 'run_facts', 'close_run',
-           'effective_as_of', 'prepare', 'BuildExecutor', 'run_inline', 'keep_predictions', 'roll_back',
+           'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error', 'failure_kind', 'persist', 'limited',
+           'terminable', 'undisturbed', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
            'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
@@ -14,18 +15,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import core, registry, reports
+from . import core, log, notify, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, publish
 from .config import Settings, home, load_settings
-from .core import TASKS, Clock, ConfigError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, project_root, to_session
+from .core import TASKS, Clock, ConfigError, MltraderError, TaskOutput, VendorError, canonical_json, digest_file, digest_json, project_root, to_session
 from .store import Store
 
 if TYPE_CHECKING:
@@ -43,15 +45,29 @@ class CycleError(MltraderError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run in progress: its id, its fencing token and what it works with."""
+    """A run in progress: its id, its fencing token, what it works with, and how often each task has been tried."""
 
     run_id: str
     token: int
+    kind: str
     trigger: str
     store: Store
     settings: Settings
     clock: Clock
     started: Any
+    tasks: tuple[str, ...] = TASKS
+    products: Path = field(default_factory=reports.products_folder)
+    attempts: dict[str, int] = field(default_factory=dict)
+
+    def seconds_left(self) -> float:
+        """Until the run has taken as long as it may."""
+        limit = timedelta(hours=self.settings.training.max_training_time_hours)
+        return (self.started + limit - self.clock.now()).total_seconds()
+
+    def late(self, error: Any = None) -> CycleError:
+        """The error of a run past its limit."""
+        return CycleError(f"The run passed its limit of {self.settings.training.max_training_time_hours:g} hours and was stopped; raise [training] max_training_time_hours "
+                          "if it needs more.", run_id=self.run_id)
 
 
 def _heartbeat(run: Run, seconds: float, stop: threading.Event) -> None:
@@ -65,8 +81,8 @@ def _heartbeat(run: Run, seconds: float, stop: threading.Event) -> None:
 
 
 @contextmanager
-def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: Clock) -> Iterator[Run]:
-    """Hold the lease and a `running` record while the block runs; the block has to close the run.
+def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: Clock, **more: Any) -> Iterator[Run]:
+    """Hold the lease and a `running` record while the block runs; the block has to close the run. `more` are other attributes of the `Run`.
 
     Raises
     ------
@@ -79,17 +95,19 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     except OSError as error:
         raise ConfigError(f"Reports cannot be left in {folder} ({error.strerror}); set [run] reports to a folder.") from error
     with store.write() as conn:
-        db.reap_lost_runs(conn, clock)
+        for lost in db.reap_lost_runs(conn, clock):
+            notify.announce_run(conn, lost, settings, clock)
         run_id = f"run_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two runs within one second
         token = db.take_lease(conn, run_id, seconds, clock)
         db.start_run(conn, run_id, kind, trigger, token, settings.model_dump(mode="json"), settings.digest(), clock)
-    run, stop = Run(run_id, token, trigger, store, settings, clock, clock.now()), threading.Event()
+    run, stop = Run(run_id, token, kind, trigger, store, settings, clock, clock.now(), **more), threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(run, seconds, stop), daemon=True)
     beat.start()
     before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # a run may be opened inside another, as in examples
     os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
+    log.event("run", f"{kind} begins", clock=clock, trigger=trigger)
     try:
         yield run
     finally:
@@ -102,26 +120,31 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
         beat.join(timeout=10)
         with store.write() as conn:
             db.finish_run(conn, run_id, "failed", clock, error_message="The run ended without being closed.")  # no effect on a closed run
+            notify.announce_run(conn, run_id, settings, clock)  # a message of a closed run is there already, and not put twice
             db.release_lease(conn, token)
+            ended = db.runs(conn, run_id=run_id)[0]
+        log.event("run", f"{kind}: {ended['status']}", level="info" if ended["status"] == "success" else "error", run_id=run_id, clock=clock, error=ended["error_message"])
+        notify.deliver(store, settings, clock)
 
 # %% ../nbs/60_orchestrator.ipynb #e8edcda1
 def task_results(run: Run, statuses: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What each task did in the run, with the result it left (its own, or that of the run it was reused from)."""
     with run.store.read() as conn:
-        timed = {row["task"]: row["seconds"] for row in db.tasks_of(conn, run.run_id)}
+        rows = {row["task"]: row for row in db.tasks_of(conn, run.run_id)}
     results: dict[str, dict[str, Any]] = {}
-    for task in TASKS:
-        status = statuses.get(task, "aborted")
-        info: dict[str, Any] = {"status": status, "source_run_id": None, "digest": None, "entries": None, "metrics": None, "seconds": timed.get(task)}
+    for task in run.tasks:
+        status, row = statuses.get(task, "aborted"), rows.get(task, {})
+        info: dict[str, Any] = {"status": status, "source_run_id": None, "digest": None, "entries": None, "metrics": None, "seconds": row.get("seconds"),
+                                "peak_mb": row.get("peak_mb"), "attempts": run.attempts.get(task)}
         if status in ("ran", "reused"):
             try:
-                document = reports.read_outputs(reports.products_folder() / task / "outputs.json")
+                document = reports.read_outputs(run.products / task / "outputs.json")
             except MltraderError:  # a failed run is recorded all the same
                 results[task] = info
                 continue
             info |= {name: document[name] for name in ("digest", "entries", "metrics")}
             if document["run_id"] != run.run_id:
-                info |= {"status": "reused", "source_run_id": document["run_id"], "seconds": None}
+                info |= {"status": "reused", "source_run_id": document["run_id"], "seconds": None, "peak_mb": None, "attempts": None}
         results[task] = info
     return results
 
@@ -129,6 +152,8 @@ def task_results(run: Run, statuses: Mapping[str, str]) -> dict[str, dict[str, A
 def run_facts(run: Run, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Columns of `training_runs` that follow from the results: accuracies, sample counts, verdict."""
     facts: dict[str, Any] = {"promoted": False, "verdict": None}
+    if run.kind != "cycle":
+        return facts
     promotion, memory = results["promotion"], results["memory"]
     if promotion["metrics"]:
         facts |= {name: promotion["metrics"].get(name) for name in ("overall_accuracy", "crash_accuracy")}
@@ -141,28 +166,34 @@ def run_facts(run: Run, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     return {name: int(v) if name.endswith(("trained", "samples")) and v is not None else v for name, v in facts.items()}
 
 
-def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Mapping[str, Path], error: str | None = None) -> dict[str, Any]:
-    """Record the end of a run: task rows, reports, manifest, end state; returns the manifest."""
+def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Mapping[str, Path], error: str | None = None, findings: Sequence[str] = ()) -> dict[str, Any]:
+    """Record the end of a run: task rows, reports, manifest, end state; returns the manifest. `findings` are what it has to say, a sentence each."""
     results = task_results(run, statuses)
     facts = run_facts(run, results)
-    with run.store.read() as conn:
-        before = next((r for r in db.runs(conn) if r["manifest_digest"] and r["id"] != run.run_id), None)
-    product = reports.products_folder() / "market" / "outputs.json"
-    as_of = json.loads(product.read_bytes())["as_of"] if results["market"]["status"] in ("ran", "reused") and product.is_file() else None
-    now = run.clock.now()
-    header = {"run_id": run.run_id, "kind": "cycle", "status": status, "trigger": run.trigger, "as_of": as_of, "error": error, "verdict": facts["verdict"],
-              "started_at": run.started, "completed_at": now, "minutes": (now - run.started).total_seconds() / 60}
-    previous = {"run_id": before["id"], "manifest": before["manifest_digest"]} if before else None
-    manifest = reports.leave_reports(reports.reports_folder(run.settings), header, results, notebooks, previous, run.settings, project_root())
-    metrics = {f"{task}.{name}": value for task, info in results.items() for name, value in (info["metrics"] or {}).items()}
     with run.store.write() as conn:
         db.check_token(conn, run.token)
         for task, info in results.items():
-            if info["status"] != "ran":
-                db.record_task(conn, run.run_id, task, info["status"], source_run_id=info["source_run_id"], outputs=info["entries"], outputs_digest=info["digest"])
+            if info["status"] == "ran":
+                db.note_attempts(conn, run.run_id, task, info["attempts"] or 1)
+            else:
+                db.record_task(conn, run.run_id, task, info["status"], source_run_id=info["source_run_id"], outputs=info["entries"], outputs_digest=info["digest"],
+                               attempts=info["attempts"])
+        decisions = db.rows_digest(conn, run.run_id)
+        before = next((r for r in db.runs(conn) if r["manifest_digest"] and r["id"] != run.run_id), None)
+    product = run.products / "market" / "outputs.json"
+    as_of = json.loads(product.read_bytes())["as_of"] if results["market"]["status"] in ("ran", "reused") and product.is_file() else None
+    now = run.clock.now()
+    header = {"run_id": run.run_id, "kind": run.kind, "status": status, "trigger": run.trigger, "as_of": as_of, "error": error, "verdict": facts["verdict"],
+              "started_at": run.started, "completed_at": now, "minutes": (now - run.started).total_seconds() / 60, "findings": list(findings)}
+    previous = {"run_id": before["id"], "manifest": before["manifest_digest"]} if before else None
+    manifest = reports.leave_reports(reports.reports_folder(run.settings), header, results, notebooks, previous, run.settings, project_root(), decisions)
+    metrics = {f"{task}.{name}": value for task, info in results.items() for name, value in (info["metrics"] or {}).items()}
+    with run.store.write() as conn:
+        db.check_token(conn, run.token)
         db.finish_run(conn, run.run_id, status, run.clock, as_of=as_of and to_session(as_of).date(), error_message=error, metrics=metrics,
                       results_digest=manifest["results"], manifest_digest=manifest["manifest"],
                       previous_manifest_digest=previous and previous["manifest"], **facts)
+        notify.announce_run(conn, run.run_id, run.settings, run.clock)
     return manifest
 
 # %% ../nbs/60_orchestrator.ipynb #430f0f9f
@@ -189,8 +220,25 @@ def effective_as_of(settings: Settings) -> str | None:
     return known["as_of"]
 
 
+def drop_damaged(artifacts: ArtifactStore | None = None) -> list[str]:
+    """Let the tasks whose stored results are not whole be made again; returns them. What a damaged file held is never read."""
+    artifacts, damaged = artifacts or ArtifactStore(home() / "artifacts"), []
+    for task in TASKS:
+        path = reports.products_folder() / task / "outputs.json"
+        if not path.is_file():
+            continue
+        try:
+            whole = all(artifacts.verify(entry["sha256"]) is None for entry in reports.read_outputs(path)["entries"].values())
+        except MltraderError:
+            whole = False
+        if not whole:
+            reports.begin({"out": path, "nb": path.with_name(f"{task}.ipynb")})
+            damaged.append(task)
+    return damaged
+
+
 def prepare(settings: Settings | None = None) -> list[str]:
-    """Refuse stale exports, then write the tasks' input files; returns the tasks whose inputs changed."""
+    """Refuse stale exports, forget damaged products, then write the tasks' input files; returns the tasks whose inputs changed."""
     if stale := reports.stale_modules(project_root()):
         raise ConfigError(f"The notebooks of {', '.join(stale)} were edited but not exported: run `nbdev_export` and build again.")
     settings, store = settings or load_settings(), Store()
@@ -198,6 +246,8 @@ def prepare(settings: Settings | None = None) -> list[str]:
         lease = db.current_lease(conn)
     if lease and lease["holder"] and lease["expires_at"] > Clock().now():
         return []  # the files belong to the run in progress; a build that is begun now will be refused
+    if damaged := drop_damaged():
+        print(f"Results of {', '.join(damaged)} are damaged on disk and will be made again.", file=sys.stderr)
     return reports.write_inputs(settings, store, effective_as_of(settings))
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7
@@ -209,7 +259,7 @@ def _own_errors() -> dict[str, type[MltraderError]]:
     return {c.__name__: c for c in found}
 
 
-def _papermill_error(error: BaseException) -> tuple[str, int]:
+def papermill_error(error: BaseException) -> tuple[str, int]:
     """The user's message and exit code behind an exception of a notebook."""
     seen: BaseException | None = error
     while seen is not None:
@@ -219,9 +269,56 @@ def _papermill_error(error: BaseException) -> tuple[str, int]:
         seen = seen.__cause__ or seen.__context__
     return f"{type(error).__name__}: {error}", getattr(error, "exit_code", 1)
 
+# %% ../nbs/60_orchestrator.ipynb #cf054971
+def failure_kind(error: BaseException) -> str:
+    """What a failure is owed to: `data` (a vendor), `kernel` (a notebook's process died), or `work` (the task itself, which would fail again)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__name__ == "DeadKernelError":
+            return "kernel"
+        if isinstance(seen, VendorError) or getattr(seen, "ename", None) == "VendorError":
+            return "data"
+        seen = seen.__cause__ or seen.__context__
+    return "work"
 
-def _execute(task: Any) -> None:
-    """Execute one Ploomber task; on failure its last good notebook stays, and the partial one is kept beside it."""
+# %% ../nbs/60_orchestrator.ipynb #e99ca91d
+def persist(run: Run, step: str, work: Callable[[], Any], pause: Callable[[float], None] = time.sleep) -> Any:
+    """Do `work`, again where the kind of its failure is worth it (`[run] retries_data`, `retries_kernel`, `retries_work`); counts the attempts of the step."""
+    while True:
+        run.attempts[step] = run.attempts.get(step, 0) + 1
+        if run.seconds_left() <= 0:
+            raise run.late()
+        try:
+            return work()
+        except Exception as error:
+            if run.seconds_left() <= 0:
+                raise run.late() from error
+            kind = failure_kind(error)
+            if run.attempts[step] > getattr(run.settings.run, f"retries_{kind}"):
+                raise
+            log.event(step, f"failed, tried again: {papermill_error(error)[0]}", level="warning", run_id=run.run_id, clock=run.clock)
+            pause(min(2.0 ** run.attempts[step], 30.0) if kind == "data" else 0.0)
+
+
+@contextmanager
+def limited(run: Run) -> Iterator[None]:
+    """Interrupt the block at the run's limit; only in the main thread, and only work that lets Python take a signal. Elsewhere the limit holds between two tasks."""
+    def stop(*_: Any) -> None:
+        raise run.late()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _signals({signal.SIGALRM: stop}):
+        signal.setitimer(signal.ITIMER_REAL, max(run.seconds_left(), 1e-3))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _execute(task: Any, seconds: float) -> None:
+    """Execute one Ploomber task, no cell of it for more than `seconds`; on failure its last good notebook stays, and the partial one is kept beside it."""
     paths = {key: Path(str(path)) for key, path in task.product.to_json_serializable().items()}
     reports.begin(paths)
     notebook, aside = paths["nb"], paths["nb"].with_suffix(".last")
@@ -231,6 +328,7 @@ def _execute(task: Any) -> None:
     before = {path: digest_file(path) for path in depends}
     if notebook.is_file():
         os.replace(notebook, aside)
+    task.executor_params["execution_timeout"] = max(int(seconds), 1)
     try:
         task._build(catch_exceptions=True)
         if moved := [path.name for path, digest in before.items() if digest_file(path) != digest]:
@@ -278,12 +376,12 @@ def _signals(handlers: Mapping[int, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _terminable() -> Any:
+def terminable() -> Any:
     """While it holds, SIGTERM is an interruption like Ctrl-C."""
     return _signals({signal.SIGTERM: _interrupt})
 
 
-def _undisturbed() -> Any:
+def undisturbed() -> Any:
     """While it holds, a second Ctrl-C does not keep a run from recording that it was interrupted."""
     return _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN})
 
@@ -316,24 +414,20 @@ class BuildExecutor:
         notebooks = {task.name: Path(str(task.product.to_json_serializable()["nb"])) for task in dag.values()}
         statuses = {task.name: "reused" for task in dag.values() if task.exec_status.name == "Skipped"}
         table = []
-        with _terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run:
-            deadline = run.started + timedelta(hours=settings.training.max_training_time_hours)
-            for number, task in enumerate(scheduled, 1):
+        with terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run, log.progress(len(scheduled)) as begin:
+            for task in scheduled:
                 began = self.clock.now()
-                print(f"[{number}/{len(scheduled)}] {task.name} …", end=" ", flush=True)
+                begin(task.name)
                 try:
-                    if began > deadline:
-                        raise CycleError(f"The cycle passed its limit of {settings.training.max_training_time_hours} hours.", run_id=run.run_id)
-                    _execute(task)
+                    persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
                 except (Exception, KeyboardInterrupt) as error:
-                    print("failed", flush=True)
                     statuses[task.name] = "failed"
                     notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
-                    with _undisturbed():
+                    with undisturbed():
                         self._fail(run, task.name, error, statuses, notebooks)
                 statuses[task.name] = "ran"
                 seconds = (self.clock.now() - began).total_seconds()
-                print(f"{seconds:.1f} s", flush=True)
+                log.event(task.name, "ran", run_id=run.run_id, clock=self.clock, seconds=round(seconds, 2), attempts=run.attempts[task.name])
                 table.append(TaskReport.with_data(name=task.name, ran=True, elapsed=seconds))
             self.manifest = close_run(run, "success", statuses, notebooks)
         folder = reports.reports_folder(settings) / self.manifest["run_id"]
@@ -343,12 +437,24 @@ class BuildExecutor:
     def _fail(self, run: Run, task: str, error: BaseException, statuses: Mapping[str, str], notebooks: Mapping[str, Path]) -> None:
         """Close a run that did not get through, and say so."""
         interrupted = isinstance(error, KeyboardInterrupt)
-        message, code = ("Interrupted.", 130) if interrupted else _papermill_error(error)
+        message, code = ("Interrupted.", 130) if interrupted else papermill_error(error)
         self.manifest = close_run(run, "interrupted" if interrupted else "failed", statuses, notebooks, f"{task}: {message}")
         where = reports.reports_folder(run.settings) / run.run_id / f"{task}.FAILED.html"
         raise CycleError(f"task `{task}` failed: {message}\nThe partial notebook: {where}", code, run.run_id) from error
 
 # %% ../nbs/60_orchestrator.ipynb #76bf7e1f
+def run_task(run: Run, name: str) -> TaskOutput:
+    """One task of a run in this process; saved, and where it is the gate's, carried out."""
+    paths = {task: {"out": str(run.products / task / "outputs.json")} for task in (name, *reports.PIPELINE[name].upstream)}
+    task = reports.open_task(name, paths, paths[name], store=run.store, clock=run.clock, settings=run.settings, run=(run.run_id, run.token))
+    output = importlib.import_module(f"mltrader.{reports.PIPELINE[name].module}").run(task.inputs, task.settings, task.as_of)
+    task.save(output)
+    if name == "promotion":
+        task.promote(output)
+    log.event(name, "ran", run_id=run.run_id, clock=run.clock, seconds=round((run.clock.now() - task.started).total_seconds(), 2), attempts=run.attempts.get(name, 1))
+    return output
+
+
 def run_inline(trigger: str = "manual", *, settings: Settings | None = None, store: Store | None = None, clock: Clock | None = None,
                on_task: Callable[[str], None] | None = None) -> dict[str, Any]:
     """A whole cycle in this process, without notebooks; returns the manifest.
@@ -360,21 +466,16 @@ def run_inline(trigger: str = "manual", *, settings: Settings | None = None, sto
     """
     settings, store, clock = settings or load_settings(), store or Store(), clock or Clock()
     statuses: dict[str, str] = {}
-    with _terminable(), open_run("cycle", trigger, store, settings, clock) as run:
+    with terminable(), open_run("cycle", trigger, store, settings, clock) as run:
         for name in TASKS:
             if on_task is not None:
                 on_task(name)
             try:
-                product = {"out": str(reports.products_folder() / name / "outputs.json")}
-                task = reports.open_task(name, None, product, store=store, clock=clock, settings=settings, run=(run.run_id, run.token))
-                module = importlib.import_module(f"mltrader.{reports.PIPELINE[name].module}")
-                output = module.run(task.inputs, task.settings, task.as_of)
-                task.save(output)
-                if name == "promotion":
-                    task.promote(output)
+                with limited(run):
+                    persist(run, name, lambda name=name: run_task(run, name))
             except KeyboardInterrupt:
                 statuses[name] = "failed"
-                with _undisturbed():
+                with undisturbed():
                     close_run(run, "interrupted", statuses, {}, f"{name}: Interrupted.")
                 raise CycleError(f"task `{name}` was interrupted", 130, run.run_id) from None
             except Exception as error:
@@ -442,7 +543,7 @@ class TrainingOrchestrator:
                 return True, f"scheduled: last training {days:.1f} days ago"
             drift = db.drift_since(conn, last["completed_at"])
             if drift is not None and drift > training.min_drift_for_retrain:
-                return True, f"drift: score {drift:.2f} above {training.min_drift_for_retrain:.2f}"
+                return True, f"drift: score {drift:.4g} above {training.min_drift_for_retrain:.4g}, and the loss has risen"
             if events := db.untrained_events(conn):
                 return True, f"new event: {', '.join(events)}"
         return False, f"up to date: last training {days:.1f} days ago"

@@ -7,9 +7,10 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN'
            'TaskSettings', 'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
-           'read_outputs', 'open_task', 'page', 'formulas_as_mathml', 'split_notebook', 'readable_tables',
-           'notebook_page', 'code_digests', 'build_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks',
-           'badge', 'run_index', 'all_runs_index', 'leave_reports', 'verify_run', 'runs', 'load_product']
+           'read_outputs', 'open_task', 'peak_memory', 'page', 'formulas_as_mathml', 'split_notebook',
+           'readable_tables', 'notebook_page', 'code_digests', 'build_manifest', 'check_manifest', 'reports_folder',
+           'collect_notebooks', 'badge', 'run_index', 'all_runs_index', 'leave_reports', 'verify_run', 'runs',
+           'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -104,6 +105,8 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
         elif task == "drift":
             row = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
             state["champion"] = None if row is None else {"id": row["id"], "name": row["name"], **row["manifest"].get("reference", {})}
+            state["drift_history"] = db.drift_history(conn, day)
+            state["live"] = {name: digest_json(rows) for name, rows in _live_rows(conn, row, day).items()}
         else:
             state["captured_events"] = db.captured_events(conn, day)
         if task == "archive":
@@ -318,7 +321,7 @@ class Task:
             document["rows"] = db.write_rows(conn, self.run_id, output.rows)
             db.record_artifacts(conn, self.run_id, list(self.entries.values()))
             db.record_task(conn, self.run_id, self.name, "ran", outputs=self.entries, outputs_digest=document["digest"],
-                           seconds=(self.clock.now() - self.started).total_seconds())
+                           seconds=(self.clock.now() - self.started).total_seconds(), peak_mb=peak_memory())
         publish(Path(self.product["out"]), canonical_json(document))
 
     def promote(self, output: TaskOutput) -> str | None:
@@ -355,6 +358,7 @@ def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
     document = {
         "components": {name: inputs[name]._entries["model"] for name in ("forest", "boosting", "meta")},
         "evaluation": inputs["meta"]._entries["evaluation"], "without_event": task.entries.get("without_event"),
+        "drift_reference": inputs["drift"]._entries.get("reference"),
         "feature_set": inputs["features"]["feature_set"]["version"], "features": inputs["features"]["feature_set"]["names"], "dtype": "float32",
         "data": {name: inputs[task_name]._entries[name]["content_digest"] for task_name, name in (("market", "panel"), ("memory", "samples"))},
         "code": digest_json(code_digests(project_root())), "trials": int(decision["trials"]), "look": int(decision["look"]), "alpha": decision["alpha"],
@@ -413,6 +417,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         raise ConfigError(f"There is no task {name!r}; the tasks are {list(TASKS)}.")
     clock, settings = clock or Clock(), settings or load_settings()
     started = clock.now()
+    peak_memory(reset=True)
     if run is None and product is not None and os.environ.get(RUN_ID):
         run = os.environ[RUN_ID], int(os.environ[RUN_TOKEN])
     if product is not None:
@@ -436,10 +441,24 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         inputs["archived"] = Upstream("archive of earlier runs", held, artifacts)
     inputs["cache"] = {"folder": home() / "cache"}
     inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
+    if name == "drift":
+        inputs |= _watched_champion(store, artifacts, as_of)
     if name == "promotion":
         inputs |= _live_champion(store, artifacts, run and run[0])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
+
+# %% ../nbs/51_reports.ipynb #8bdd2086
+def peak_memory(reset: bool = False) -> float | None:
+    """Most memory (MB) that this process has used since the last reset; None where the system does not say."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+            return None
+        line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    except (OSError, StopIteration):
+        return None
 
 
 def _show_whole_tables() -> None:
@@ -448,6 +467,36 @@ def _show_whole_tables() -> None:
 
     pd.set_option("display.max_colwidth", 200)
     pd.set_option("display.max_rows", 300)
+
+
+def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any) -> dict[str, Any]:
+    """What drift is measured against besides bars: the champion in force before `as_of` with its stored out-of-fold predictions and drift reference, and what it has said since."""
+    record, rows = None, {}
+    if store is not None:
+        day = to_session(as_of).date()
+        with store.read() as conn:
+            record = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
+            rows = _live_rows(conn, record, day)
+    manifest = record["manifest"] if record else {}
+    kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "drift_reference")}
+    return {"champion": {"record": record, **kept}, "live": {name: _session_frame(found) for name, found in rows.items()}}
+
+
+def _live_rows(conn: Any, champion: Mapping[str, Any] | None, day: Any) -> dict[str, list[dict[str, Any]]]:
+    """What the champion has said as sessions came, and what became of it, by runs with an earlier `as_of`."""
+    if champion is None:
+        return {"predictions": [], "outcomes": []}
+    return {"predictions": db.first_predictions(conn, [champion["id"]], before=day), "outcomes": db.outcomes(conn, [champion["id"]], before=day)}
+
+
+def _session_frame(rows: list[dict[str, Any]]) -> Any:
+    """Rows of the store as a frame, their dates as sessions; None if there are none."""
+    import pandas as pd
+
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    return frame.assign(**{name: pd.to_datetime(frame[name]).astype("datetime64[us]") for name in ("session", "known_at") if name in frame})
 
 
 def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None) -> dict[str, Any]:
@@ -595,7 +644,7 @@ def code_digests(root: Path) -> dict[str, str]:
 
 
 def build_manifest(run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], files: Mapping[str, str], previous: Mapping[str, str] | None,
-                   settings: Settings, root: Path) -> dict[str, Any]:
+                   settings: Settings, root: Path, decisions: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The manifest of a run, with its two digests.
 
     Parameters
@@ -608,9 +657,11 @@ def build_manifest(run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]
         SHA-256 of each file in the run's report folder.
     previous : mapping or None
         `run_id` and `manifest` digest of the run before.
+    decisions : mapping of str to str
+        Digest of what the run wrote into each table, from `store.rows_digest`.
     """
     document = {
-        **run, "tasks": tasks, "files": files, "previous": previous, "code": code_digests(root), "libraries": registry.library_versions(),
+        **run, "tasks": tasks, "decisions": dict(decisions or {}), "files": files, "previous": previous, "code": code_digests(root), "libraries": registry.library_versions(),
         "settings": settings.model_dump(mode="json"), "data": data_fingerprint(settings),
         "results": digest_json({name: task.get("digest") for name, task in tasks.items()}),
     }
@@ -668,13 +719,15 @@ def run_index(manifest: Mapping[str, Any]) -> str:
         links = " ".join(f"<a href={stem}.{kind}>{kind}</a>" for kind in ("html", "ipynb") if f"{stem}.{kind}" in manifest["files"])
         source = f"reused from {escape(info['source_run_id'])}" if info.get("source_run_id") else escape(info["status"])
         seconds = "" if info.get("seconds") is None else f"{info['seconds']:.1f} s"
-        rows.append(f"<tr><td>{task}</td><td class=text>{source}</td><td>{seconds}</td><td class=text>{links}</td><td class=text>{(info.get('digest') or '')[:12]}</td></tr>")
+        memory = "" if info.get("peak_mb") is None else f"{info['peak_mb']:.0f} MB"
+        rows.append(f"<tr><td>{task}</td><td class=text>{source}</td><td>{seconds}</td><td>{memory}</td><td class=text>{links}</td><td class=text>{(info.get('digest') or '')[:12]}</td></tr>")
     error = f"<pre class=failed>{escape(manifest['error'])}</pre>" if manifest.get("error") else ""
     verdict = badge(manifest["verdict"]) if manifest.get("verdict") else ""
     summary = "<p><a href=summary.html><b>Read the summary</b></a></p>" if "summary.html" in manifest["files"] else ""
+    found = "".join(f"<li>{escape(text)}</li>" for text in manifest.get("findings") or [])
     body = (f"<nav><a href=../index.html>all runs</a></nav><h1>Run {escape(manifest['run_id'])}</h1><p>{badge(manifest['status'])} {verdict} "
-            f"<span class=meta>as of {escape(str(manifest.get('as_of') or '–'))} · trigger: {escape(manifest['trigger'])}</span></p>{error}{summary}"
-            f"<table><tr><th>task</th><th class=text>status</th><th>time</th><th class=text>report</th><th class=text>result</th></tr>{''.join(rows)}</table>"
+            f"<span class=meta>as of {escape(str(manifest.get('as_of') or '–'))} · trigger: {escape(manifest['trigger'])}</span></p>{error}{f'<ul>{found}</ul>' if found else ''}{summary}"
+            f"<table><tr><th>task</th><th class=text>status</th><th>time</th><th>memory</th><th class=text>report</th><th class=text>result</th></tr>{''.join(rows)}</table>"
             f"<p class=meta>results {manifest['results'][:16]} · manifest {manifest['manifest'][:16]} · checked by <code>mltrader verify {escape(manifest['run_id'])}</code></p>")
     return page(f"run {manifest['run_id']}", body)
 
@@ -687,8 +740,14 @@ def all_runs_index(folder: Path) -> str:
             manifests.append(json.loads(path.read_bytes()))
         except ValueError:
             manifests.append({"run_id": path.parent.name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}})
-    rows = []
+    rows: list[str] = []
+    daily: list[str] = []
     for m in sorted(manifests, key=lambda m: (str(m.get("started_at")), m["run_id"]), reverse=True):
+        if m.get("kind") == "monitor":
+            found = "; ".join(m.get("findings") or [])
+            daily.append(f"<tr><td><a href={escape(m['run_id'])}/index.html>{escape(m['run_id'])}</a></td><td class=text>{badge(m['status'])}</td>"
+                         f"<td>{escape(str(m.get('as_of') or '–'))}</td><td class='text wrap'>{escape(found)}</td></tr>")
+            continue
         count = {s: sum(t["status"] == s for t in m["tasks"].values()) for s in ("ran", "reused", "failed", "aborted")}
         tasks = ", ".join(f"{n} {s}" for s, n in count.items() if n)
         target = "summary.html" if "summary.html" in m.get("files", {}) else "index.html"
@@ -697,16 +756,18 @@ def all_runs_index(folder: Path) -> str:
                     f"<td>{'' if m.get('minutes') is None else format(m['minutes'], '.1f') + ' min'}</td><td class=text>{tasks}</td>"
                     f"<td class=text><a href={escape(m['run_id'])}/{target}>read</a></td></tr>")
     head = "<tr><th>run</th><th class=text>status</th><th class=text>verdict</th><th>as of</th><th class=text>trigger</th><th>time</th><th class=text>tasks</th><th></th></tr>"
-    return page("mltrader runs", f"<h1>All runs</h1><p class=meta>Newest first. Failed runs stay here too.</p><table>{head}{''.join(rows)}</table>")
+    checks = ("<h2>Daily checks</h2><p class=meta>Without training: what drifted, which event is open, how the champion does.</p>"
+              f"<table><tr><th>run</th><th class=text>status</th><th>as of</th><th class=text>found</th></tr>{''.join(daily)}</table>") if daily else ""
+    return page("mltrader runs", f"<h1>All runs</h1><p class=meta>Newest first. Failed runs stay here too.</p><table>{head}{''.join(rows)}</table>{checks}")
 
 
 def leave_reports(folder: Path, run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], notebooks: Mapping[str, Path],
-                  previous: Mapping[str, str] | None, settings: Settings, root: Path) -> dict[str, Any]:
+                  previous: Mapping[str, str] | None, settings: Settings, root: Path, decisions: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Write the report folder of a run and the index over all runs; returns the manifest."""
     target = folder / run["run_id"]
     collect_notebooks(target, run["run_id"], tasks, notebooks)
     files = {path.name: digest_file(path) for path in sorted(target.iterdir()) if path.suffix in (".ipynb", ".html") and path.name != "index.html"}
-    manifest = build_manifest(run, tasks, files, previous, settings, root)
+    manifest = build_manifest(run, tasks, files, previous, settings, root, decisions)
     publish(target / "index.html", run_index(manifest).encode())
     publish(target / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
     publish(folder / "index.html", all_runs_index(folder).encode())
@@ -725,8 +786,12 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
     faults = [] if check_manifest(manifest) else [f"{run_id}: manifest.json was changed (its digest does not fit)"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
+        written = db.rows_digest(conn, run_id)
     if row is None or row["manifest_digest"] != manifest.get("manifest"):
         faults.append(f"{run_id}: the store knows another manifest ({(row or {}).get('manifest_digest')})")
+    for table, digest in manifest.get("decisions", {}).items():
+        if written.get(table) != digest:
+            faults.append(f"{run_id}: the rows that it wrote into the table {table} were changed")
     previous = manifest.get("previous")
     if previous:
         before = folder / previous["run_id"] / "manifest.json"

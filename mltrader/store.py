@@ -8,13 +8,16 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
            'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
            'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
-           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'Store', 'take_lease', 'renew_lease', 'release_lease', 'check_token',
-           'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of', 'current_lease', 'clean',
-           'write_rows', 'record_artifacts', 'record_task', 'count_rows', 'record_trial', 'count_trials',
-           'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows',
-           'known_versions', 'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
-           'replay_versions', 'drift_since', 'untrained_events', 'add_archived', 'archived_events', 'sector_cells',
-           'watched_since', 'latest_outputs', 'mark_trained']
+           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'take_lease', 'renew_lease',
+           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
+           'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
+           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
+           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
+           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
+           'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
+           'watched_since', 'latest_outputs', 'mark_trained', 'reign', 'first_predictions', 'predicted_sessions',
+           'unresolved_predictions', 'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message',
+           'messages', 'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -29,7 +32,7 @@ import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Table, UniqueConstraint
 
 from .config import database_url
-from .core import Clock, ConfigError, IntegrityError, LeaseError
+from .core import Clock, ConfigError, IntegrityError, LeaseError, digest_json
 
 # %% ../nbs/02_store.ipynb #2ba3a18b
 metadata = sa.MetaData(naming_convention={
@@ -125,7 +128,7 @@ model_predictions = Table(
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
     _text("role", 16, nullable=False, default="candidate", server_default="candidate"),  # of the version in that run
-    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"), Index(None, "model_version", "session"),
     _one_of("role", "candidate", "champion", "rival"),
 )
 prediction_outcomes = Table(  # each recorded prediction once, when its label is known
@@ -618,6 +621,11 @@ def record_task(conn: sa.Connection, run_id: str, task: str, status: str, **valu
     conn.execute(run_tasks.insert().values(run_id=run_id, task=task, status=status, **clean(values)))
 
 
+def note_attempts(conn: sa.Connection, run_id: str, task: str, attempts: int) -> None:
+    """Note how many attempts a task of a run took."""
+    conn.execute(run_tasks.update().where(run_tasks.c.run_id == run_id, run_tasks.c.task == task).values(attempts=attempts))
+
+
 def count_rows(conn: sa.Connection, run_id: str | None = None) -> dict[str, int]:
     """Rows in each of the 13 tables, of one run or of all."""
     counts = {}
@@ -814,15 +822,50 @@ def replay_versions(conn: sa.Connection, before: Any) -> dict[str, int]:
 
 
 def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
-    """Highest drift score that a check flagged in runs started after `moment`; None if there was none."""
+    """Highest drift score that asked for a retraining in runs started after `moment`: an alarm that harm confirms; None if there was none."""
     query = (sa.select(sa.func.max(drift_monitoring.c.score)).join_from(drift_monitoring, training_runs, drift_monitoring.c.run_id == training_runs.c.id)
-             .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True)))
+             .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True), drift_monitoring.c.drift_type == "retrain"))
     return conn.execute(query).scalar()
+
+
+def last_drift(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Rows of `drift_monitoring` of the last run that wrote any, in the order written."""
+    t = drift_monitoring
+    last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
+    return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
+
+
+def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[dict[str, Any]]:
+    """Decisions on retraining for drift that runs with an `as_of` before `before` made, oldest first: one a session, the last that was made."""
+    t = drift_monitoring
+    query = (sa.select(t.c.session, t.c.score, t.c.p_value, t.c.detected, t.c.details).join_from(t, training_runs, t.c.run_id == training_runs.c.id)
+             .where(training_runs.c.as_of < before, t.c.drift_type == "retrain").order_by(t.c.session.desc(), t.c.id).limit(4 * limit))
+    latest = {row["session"]: dict(row) for row in conn.execute(query).mappings()}
+    return [latest[session] for session in sorted(latest)][-limit:]
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
     """Events that are merged into the archive, but no model has learned from them yet."""
     return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged")
+
+# %% ../nbs/02_store.ipynb #0a1d66cf
+UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
+            "model_predictions": "model_version", "shap_analysis": "model_version"}  # the version gets its name when the gate has judged it
+
+
+def rows_digest(conn: sa.Connection, run_id: str) -> dict[str, str]:
+    """SHA-256 of the rows that a run wrote, by table; tables without any are left out. What may change later is not part of it."""
+    digests = {}
+    for name, table in sorted(metadata.tables.items()):
+        if "run_id" not in table.c or (name in UNSIGNED and UNSIGNED[name] is None):
+            continue
+        columns = [column for column in table.c if column.name != UNSIGNED.get(name)]
+        if rows := [dict(row) for row in conn.execute(sa.select(*columns).where(table.c.run_id == run_id).order_by(*table.primary_key)).mappings()]:
+            if name == "model_promotion_history":
+                rules = sa.select(gate_verdicts).where(gate_verdicts.c.gate_id.in_([row["id"] for row in rows])).order_by(gate_verdicts.c.id)
+                rows += [dict(row) for row in conn.execute(rules).mappings()]
+            digests[name] = digest_json([{key: _utc(value) if isinstance(value, datetime) else value for key, value in clean(row).items()} for row in rows])
+    return digests
 
 # %% ../nbs/02_store.ipynb #0a99be12
 def add_archived(conn: sa.Connection, run_id: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -879,3 +922,159 @@ def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list
              "trained_by": run_id} for row in waiting]
     write_rows(conn, run_id, {"dynamic_events": rows})
     return sorted(row["event_name"] for row in rows)
+
+# %% ../nbs/02_store.ipynb #ee7d8124
+def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | None:
+    """Who holds `alias` at the close of `session`, since when, and whom it replaced; None if nobody does.
+
+    Returns
+    -------
+    dict or None
+        `champion` and `name`, `move_id`, `kind` (promotion or rollback), `began` (decision date), `rival` and `rival_name` (None for the first holder).
+    """
+    moved, before = alias_moves.alias(), alias_moves.alias()
+    query = (sa.select(moved.c.model_version.label("champion"), moved.c.name, moved.c.id.label("move_id"), moved.c.kind, moved.c.as_of.label("began"),
+                       before.c.model_version.label("rival"), before.c.name.label("rival_name"))
+             .select_from(moved.outerjoin(before, before.c.id == moved.c.previous)).where(moved.c.alias == alias, moved.c.as_of <= session).order_by(moved.c.id.desc()).limit(1))
+    row = conn.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, until: Any) -> list[dict[str, Any]]:
+    """What versions, as champion or rival, said of sessions from `since` to `until`, each (version, session, symbol) as first recorded."""
+    t = model_predictions
+    place = sa.func.row_number().over(partition_by=(t.c.model_version, t.c.session, t.c.symbol), order_by=t.c.id).label("place")
+    columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy")
+    ranked = (sa.select(*[t.c[name] for name in columns], place)
+              .where(t.c.model_version.in_(versions), t.c.session >= since, t.c.session <= until, t.c.role != "candidate").subquery())
+    chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
+    return [dict(row) for row in conn.execute(chosen).mappings()]
+
+
+def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
+    """Sessions since `since` of which a version's predictions as champion or rival are on record."""
+    t = model_predictions
+    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since, t.c.role != "candidate").distinct()).scalars())
+
+
+def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
+    """Recorded predictions of sessions before `until` of which nobody has written what became of them, each as first recorded."""
+    t, o = model_predictions, prediction_outcomes
+    first = (sa.select(sa.func.min(t.c.id)).where(t.c.model_version.is_not(None), t.c.session < until)
+             .where(~sa.exists().where(o.c.model_version == t.c.model_version, o.c.session == t.c.session, o.c.symbol == t.c.symbol))
+             .group_by(t.c.model_version, t.c.session, t.c.symbol))
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.proba_sell, t.c.proba_hold, t.c.proba_buy).where(t.c.id.in_(first)).order_by(t.c.id)
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def add_outcomes(conn: sa.Connection, run_id: str, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Append what became of predictions; the caller has left out those that are on record. Returns how many."""
+    if rows:
+        conn.execute(prediction_outcomes.insert(), [{**clean(row), "run_id": run_id} for row in rows])
+    return len(rows)
+
+
+def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any) -> list[dict[str, Any]]:
+    """What became of the predictions of versions from `since` on."""
+    t = prediction_outcomes
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions), t.c.session >= since)
+    return [dict(row) for row in conn.execute(query.order_by(t.c.session, t.c.symbol)).mappings()]
+
+
+def watch_rows(conn: sa.Connection, champion: str, rival: str, since: Any = None) -> list[dict[str, Any]]:
+    """The looks of the watch over a champion and its rival since `since`, oldest first."""
+    t = live_watch
+    query = sa.select(t).where(t.c.champion == champion, t.c.rival == rival).order_by(t.c.session)
+    return [dict(row) for row in conn.execute(query if since is None else query.where(t.c.session >= since)).mappings()]
+
+
+def last_watch(conn: sa.Connection, champion: str, rival: str, before: Any) -> dict[str, Any] | None:
+    """The last look before session `before`; None if there was none."""
+    t = live_watch
+    row = conn.execute(sa.select(t).where(t.c.champion == champion, t.c.rival == rival, t.c.session < before).order_by(t.c.session.desc()).limit(1)).mappings().first()
+    return None if row is None else dict(row)
+
+
+def put_watch(conn: sa.Connection, run_id: str, row: Mapping[str, Any]) -> None:
+    """Write one look. A session looked at again by another run keeps its first look: the evidence is the same, and the row is signed by that run's manifest."""
+    t = live_watch
+    same = (t.c.champion == row["champion"], t.c.rival == row["rival"], t.c.session == row["session"])
+    conn.execute(t.delete().where(*same, t.c.run_id == run_id))
+    if conn.execute(sa.select(t.c.id).where(*same)).first() is None:
+        conn.execute(t.insert().values(run_id=run_id, **clean(row)))
+
+# %% ../nbs/02_store.ipynb #de9a0fc5
+SEVERITIES = ("info", "warning", "critical")
+
+
+def add_message(conn: sa.Connection, values: Mapping[str, Any], clock: Clock) -> bool:
+    """Put one message for one channel into the outbox, due at once; False if its `dedup_key` is there already."""
+    row = {**clean(values), "created_at": clock.now(), "next_attempt_at": clock.now(), "attempts": 0}
+    try:
+        with conn.begin_nested():
+            conn.execute(outbox.insert().values(row))
+    except sa.exc.IntegrityError:
+        if conn.execute(sa.select(outbox.c.id).where(outbox.c.channel == row["channel"], outbox.c.dedup_key == row["dedup_key"])).first() is None:
+            raise  # another fault, such as a run that does not exist
+        return False
+    return True
+
+
+def messages(conn: sa.Connection, due: datetime | None = None, limit: int | None = None, unsent: bool = False) -> list[dict[str, Any]]:
+    """Messages in the outbox, oldest first; with `due` those to be sent by then, the gravest first; with `unsent` those not sent."""
+    query = sa.select(outbox)
+    if due is not None:
+        rank = sa.case({name: place for place, name in enumerate(reversed(SEVERITIES))}, value=outbox.c.severity)
+        query = query.where(outbox.c.sent_at.is_(None), outbox.c.next_attempt_at <= due).order_by(rank)
+    if unsent:
+        query = query.where(outbox.c.sent_at.is_(None))
+    found = [dict(row) for row in conn.execute(query.order_by(outbox.c.id).limit(limit)).mappings()]
+    return [{**row, **{name: _utc(row[name]) for name in ("created_at", "next_attempt_at", "sent_at")}} for row in found]
+
+
+def claim_message(conn: sa.Connection, message: Mapping[str, Any], next_attempt_at: datetime) -> bool:
+    """Take a message for one attempt; False if somebody else has taken or sent it since it was read."""
+    changed = conn.execute(outbox.update().where(outbox.c.id == message["id"], outbox.c.attempts == message["attempts"], outbox.c.sent_at.is_(None))
+                           .values(attempts=message["attempts"] + 1, next_attempt_at=next_attempt_at))
+    return changed.rowcount == 1
+
+
+def settle_message(conn: sa.Connection, message_id: int, **values: Any) -> None:
+    """Write how an attempt ended: `sent_at`, or `last_error` (and `next_attempt_at`, `attempts`, if they are to change)."""
+    conn.execute(outbox.update().where(outbox.c.id == message_id, outbox.c.sent_at.is_(None)).values(**values))
+
+# %% ../nbs/02_store.ipynb #9f8ddbfb
+def moves_of(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Moves of aliases by a run, in order, with the production name that each replaced as `before`."""
+    old = alias_moves.alias()
+    query = (sa.select(alias_moves, old.c.name.label("before")).join_from(alias_moves, old, old.c.id == alias_moves.c.previous, isouter=True)
+             .where(alias_moves.c.run_id == run_id).order_by(alias_moves.c.id))
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def new_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Drift checks of a run that raised an alarm, where the same check before it had raised none."""
+    found = []
+    for row in conn.execute(sa.select(drift_monitoring).where(drift_monitoring.c.run_id == run_id, drift_monitoring.c.detected.is_(True)).order_by(drift_monitoring.c.id)).mappings():
+        before = (sa.select(drift_monitoring.c.detected).where(drift_monitoring.c.drift_type == row["drift_type"], drift_monitoring.c.window.is_not_distinct_from(row["window"]),
+                                                               drift_monitoring.c.id < row["id"], drift_monitoring.c.run_id != run_id)
+                  .order_by(drift_monitoring.c.id.desc()).limit(1))
+        if not conn.execute(before).scalar():
+            found.append(dict(row))
+    return found
+
+
+def event_changes(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Events whose state a run changed, each with its state `before` (None: new)."""
+    found = []
+    for row in conn.execute(sa.select(dynamic_events).where(dynamic_events.c.run_id == run_id).order_by(dynamic_events.c.id)).mappings():
+        before = conn.execute(sa.select(dynamic_events.c.state).where(dynamic_events.c.event_name == row["event_name"], dynamic_events.c.id < row["id"])
+                              .order_by(dynamic_events.c.id.desc()).limit(1)).scalar()
+        if before != row["state"]:
+            found.append({**row, "before": before})
+    return found
+
+
+def watch_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
+    """Alarms of the watch over the champion's live predictions in a run."""
+    return [dict(row) for row in conn.execute(sa.select(live_watch).where(live_watch.c.run_id == run_id, live_watch.c.alarm.is_(True)).order_by(live_watch.c.id)).mappings()]

@@ -1,6 +1,7 @@
 """Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
 import itertools
-from datetime import UTC, datetime
+import sqlite3
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
 from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
+from mltrader.monitor import monitor
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -109,7 +111,7 @@ def test_a_leap_day_is_a_session_like_any_other():
     class Inputs(dict):
         _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
@@ -146,9 +148,9 @@ def test_the_user_sees_the_error_of_the_task():
         error.ename, error.evalue = name, "own.csv, row 7"
         return error
 
-    assert orchestrator._papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
-    assert orchestrator._papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
-    assert orchestrator._papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
+    assert orchestrator.papermill_error(from_kernel("RefusedData")) == ("own.csv, row 7", 4)
+    assert orchestrator.papermill_error(from_kernel("VendorError")) == ("own.csv, row 7", 5)
+    assert orchestrator.papermill_error(from_kernel("KeyError")) == ("KeyError: own.csv, row 7", 1)
 
 
 def test_triggers_in_their_order(tmp_path):
@@ -163,13 +165,13 @@ def test_triggers_in_their_order(tmp_path):
     with boss.store.write() as conn:
         token = db.take_lease(conn, "m", 60, later)
         db.start_run(conn, "m", "monitor", "t", token, {}, "d", later)
-        rows = [{"session": later.now().date(), "drift_type": "feature", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
+        rows = [{"session": later.now().date(), "drift_type": "retrain", "window": 60, "score": 0.15, "p_value": 0.01, "detected": True}]
         db.write_rows(conn, "m", {"drift_monitoring": rows})
         db.release_lease(conn, token)
     assert boss.should_run_training()[0] is False  # at the limit is not above it
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [{**rows[0], "score": 0.1501}]})
-    assert boss.should_run_training() == (True, "drift: score 0.15 above 0.15")
+    assert boss.should_run_training() == (True, "drift: score 0.1501 above 0.15, and the loss has risen")
     with boss.store.write() as conn:
         db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged"}]})
     assert boss.should_run_training() == (True, "new event: dynamic_20240101")
@@ -249,6 +251,47 @@ def test_a_version_on_other_features_or_with_other_bytes_is_refused(world):
         path.write_bytes(whole)
 
 
+def promoted_again(world, folder) -> tuple[Store, str, str]:
+    """A copy of the store in which, on 25 March 2022, a version of the last December took the champion's place; the versions of champion and rival."""
+    source, target = (sqlite3.connect(path) for path in (world.folder / "mltrader.db", folder / "copy.db"))
+    source.backup(target)
+    source.close(), target.close()
+    store, clock, day = Store(f"sqlite:///{folder}/copy.db"), Clock(), date(2022, 3, 25)
+    with store.write() as conn:
+        before = db.alias_target(conn, registry.CHAMPION)["id"]
+        version = next(v["id"] for v in db.known_versions(conn) if v["id"] != before and v["as_of"] < day)
+        token = db.take_lease(conn, "by hand", 10**6, clock)
+        db.start_run(conn, "by hand", "monitor", "test", token, {}, "d", clock)
+        gate = db.add_gate_row(conn, "by hand", {"model_version": version, "trial_id": 1, "trials": 1, "kind": "refresh", "verdict": "PROMOTE", "as_of": day, "promoted_to_production": True}, [], clock)
+        db.move_alias(conn, "by hand", registry.CHAMPION, version, before, token, day, clock, gate_id=gate)
+    return store, version, before
+
+
+def test_the_version_that_was_replaced_goes_on_predicting_in_the_shadow(world, tmp_path):
+    """Champion and rival say of a session what each says alone; days that were missed are made up for, once, and never what a version has learned from."""
+    (store, champion, rival), files = promoted_again(world, tmp_path), ArtifactStore(world.folder / "artifacts")
+    found = predict.shadow(store, artifacts=files)
+    days = ["2022-03-25", "2022-03-28", "2022-03-29", "2022-03-30", "2022-03-31"]
+    with store.read() as conn:
+        learned = str(db.version_row(conn, rival)["as_of"])
+        token = db.current_lease(conn)["token"]
+    assert (found.champion.version, found.rival.version, found.rival.in_hindsight) == (champion, rival, False) and "is watched against production_v" in found.words
+    assert found.champion.frame["session"].dt.strftime("%Y-%m-%d").unique().tolist() == days
+    assert found.rival.frame["session"].dt.strftime("%Y-%m-%d").unique().tolist() == [day for day in days if day >= learned]
+    for one in (found.champion, found.rival):
+        alone = predict.predict(store, "2022-03-31", one.version, artifacts=files).frame
+        assert one.frame[one.frame["session"] == "2022-03-31"].reset_index(drop=True).equals(alone)
+    written = predict.record(store, "by hand", token, found.champion, found.rival)
+    assert written == len(found.champion.frame) + len(found.rival.frame)
+    again = predict.shadow(store, artifacts=files)
+    assert all((one.frame["session"] == "2022-03-31").all() for one in (again.champion, again.rival))
+    with store.write() as conn:
+        manifest = db.version_row(conn, rival)["manifest"]
+        conn.execute(db.model_versions.update().where(db.model_versions.c.id == rival).values(manifest=manifest | {"feature_set": "f" * 64}))
+    alone = predict.shadow(store, artifacts=files)
+    assert alone.rival is None and "There is no rival" in alone.words and "was trained on the feature set ffffffffffff" in alone.words
+
+
 def test_rolling_back_restores_the_exact_version_and_is_on_record(world):
     with world.store.read() as conn:
         moves = db.promotions(conn, registry.CHAMPION)
@@ -298,3 +341,102 @@ def test_a_fit_without_an_event_has_not_seen_it(world, monkeypatch):
         assert not ((rows["session"] <= judged.max()) & (rows["label_known_at"] >= judged.min())).any(), name
     again = refits.without_events({**inputs, "fold_cache": {}}, settings.model_copy(update={"run": settings.run.model_copy(update={"threads": 2})}), "2021-12-31")
     assert again.equals(made)  # threads change the time only
+
+
+def seen(world, day: str) -> dict:
+    """A monitor run on the session `day`."""
+    return monitor(settings=load_settings(run={"as_of": day}, **EASY), store=world.store, fetch=False)
+
+
+@pytest.fixture(scope="module")
+def april(world):
+    """Three monitor runs after the last cycle: two sessions, one of them twice, and a session three weeks later."""
+    before = {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}
+    found = [seen(world, day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert before == {path: path.read_bytes() for path in reports.products_folder().rglob("outputs.json")}  # a build finds its products as it left them
+    return found
+
+
+def test_each_day_is_looked_at_once_and_recorded(world, april):
+    assert [(found["success"], found["faults"]) for found in april] == [(True, [])] * 4
+    with world.store.read() as conn:
+        made = [db.runs(conn, run_id=found["run_id"])[0] for found in april]
+        counts = [db.count_rows(conn, found["run_id"]) for found in april]
+    assert [(run["kind"], run["status"], str(run["as_of"])) for run in made] == [("monitor", "success", day) for day in ("2022-04-01", "2022-04-04", "2022-04-04", "2022-04-26")]
+    assert "Nothing new: 2022-04-04" in april[2]["findings"][0] and counts[2]["model_predictions"] == counts[2]["drift_monitoring"] == 0
+    assert counts[0]["model_predictions"] >= 6 and counts[0]["drift_monitoring"] >= 6
+
+
+def test_predictions_meet_their_labels_when_those_are_known_and_never_before(world, april):
+    """Recomputed from the stored probabilities and the day's own labels."""
+    champion = registry.champion(world.store, "2022-04-26")["id"]
+    with world.store.read() as conn:
+        said, became = db.first_predictions(conn, [champion]), db.outcomes(conn, [champion])
+    assert became and {row["known_at"] for row in became} <= {pd.Timestamp("2022-04-26").date()} | {day.date() for day in pd.bdate_range("2022-04-01", "2022-04-26")}
+    sessions = {str(row["session"]) for row in became}
+    assert "2022-04-01" in sessions and max(sessions) <= "2022-04-04"  # entry a session later, 14 sessions, one more to be known
+    with_labels = reports.Upstream("labels", reports.read_outputs(home() / "monitor" / "labels" / "outputs.json")["entries"], ArtifactStore(home() / "artifacts"))["labels"]
+    truth = {(str(row.session.date()), row.symbol): row.label for row in with_labels[with_labels["session"] >= "2022-03-01"].itertuples()}
+    proba = {(str(row["session"]), row["symbol"]): [row[name] for name in PROBABILITIES] for row in said}
+    for row in became:
+        key = str(row["session"]), row["symbol"]
+        assert row["label"] == truth[key] and row["log_loss"] == pytest.approx(-np.log(proba[key][row["label"]]), rel=1e-6)
+
+
+def test_a_monitor_run_is_in_the_chain_and_on_the_index(world, april):
+    folder = reports.reports_folder(load_settings())
+    for found in april:
+        assert reports.verify_run(world.store, found["run_id"], folder, ArtifactStore(home() / "artifacts")) == []
+    page = (folder / "index.html").read_text()
+    assert "Daily checks" in page and april[0]["run_id"] in page and "Drift score" in page
+    with world.store.read() as conn:
+        rows = db.last_drift(conn)
+    assert {row["drift_type"] for row in rows} >= {"feature", "regime"} and {str(row["session"]) for row in rows} == {"2022-04-26"}
+
+
+def test_a_champion_that_cannot_be_heard_is_a_fault_and_the_rest_of_the_day_is_done(world, april, monkeypatch):
+    def damaged(*_, **__):
+        raise IntegrityError("forest.skops: the file was changed")
+
+    monkeypatch.setattr(predict, "say", damaged)
+    found = seen(world, "2022-04-27")
+    assert (found["success"], found["exit_code"]) == (False, 1) and [step for step, _ in found["faults"]] == ["predict"]
+    assert any(text.startswith("Drift score") for text in found["findings"])
+    with world.store.read() as conn:
+        run = db.runs(conn, run_id=found["run_id"])[0]
+    assert run["status"] == "failed" and "predict: forest.skops" in run["error_message"]
+    monkeypatch.undo()
+    assert seen(world, "2022-04-27")["success"]  # not looked at well before: done again
+
+
+def test_a_damaged_champion_gives_way_to_the_last_whole_one_or_the_fault_is_said(world, april):
+    best = registry.champion(world.store)
+    with world.store.read() as conn:
+        earlier = [move["name"] for move in db.promotions(conn, "champion") if move["model_version"] != best["id"]]
+    path = ArtifactStore(home() / "artifacts").path(best["manifest"]["components"]["meta"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    try:
+        found = seen(world, "2022-04-28")
+        if earlier:
+            assert found["success"] and any(f"{earlier[-1]} is the champion again" in text for text in found["findings"])
+            assert registry.champion(world.store)["name"] == earlier[-1]
+        else:
+            assert [step for step, _ in found["faults"]] == ["champion", "predict"] and "no earlier champion is whole" in found["faults"][0][1]
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_damaged_result_is_made_again_and_never_read(world):
+    product = reports.products_folder() / "regimes" / "outputs.json"
+    marks = [product.with_name(name) for name in (".outputs.json.metadata", ".regimes.ipynb.metadata")]
+    for mark in marks:
+        mark.write_text("{}")
+    assert orchestrator.drop_damaged() == [] and all(mark.is_file() for mark in marks)
+    path = ArtifactStore(home() / "artifacts").path(reports.read_outputs(product)["entries"]["symbol_regimes"]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    try:
+        assert orchestrator.drop_damaged() == ["regimes"] and not any(mark.exists() for mark in marks)  # Ploomber takes the task as never done
+    finally:
+        path.write_bytes(whole)

@@ -13,13 +13,14 @@ from mltrader.core import TASKS
 # Which modules a module may import: the foundation, plus what is listed. Section by section of the design: layers go down only.
 FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
-    "core": set(), "config": {"core"}, "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
+    "core": set(), "config": {"core"}, "log": set(), "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "archive": {"store", "artifacts"}, "events": {"archive", "artifacts", "store"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"luck", "splits", "significance", "refits", "forgetting", "tuning"},
-    "registry": {"store", "artifacts"}, "reports": {"store", "artifacts", "registry"}, "predict": {"store", "artifacts", "registry", "reports", "meta"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict"}, "audit": None, "cli": None,
+    "registry": {"store", "artifacts"}, "notify": {"store", "log", "reports"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
+    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict", "log", "notify"}, "schedule": {"store", "log", "notify"},
+    "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 
