@@ -558,7 +558,8 @@ def record_event(store: Store, settings: Settings, event: Mapping[str, Any], as_
         run_id = f"events_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two within one second
-        db.start_run(conn, run_id, "monitor", "events by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
+        # of the kind that records by hand what was asked: a monitor run would say that its session was looked at
+        db.start_run(conn, run_id, "predict", "events by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
         db.set_as_of(conn, run_id, max(days, default=None))
         db.write_rows(conn, run_id, {"dynamic_events": [archive.event_row(event)], "archive_events": list(manifest)})
         db.finish_run(conn, run_id, "success", clock)
