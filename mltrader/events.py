@@ -6,7 +6,7 @@
 __all__ = ['MAX_GAP', 'MERGE_SESSIONS', 'QUIET_SESSIONS', 'SPAN_SHARE', 'STATES', 'NEXT_STATES', 'SOURCE_TASKS', 'Source',
            'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'Crisis', 'crises', 'event_name', 'advance',
            'moved', 'first_row', 'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run',
-           'learned_from', 'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event',
+           'events_in', 'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event',
            'readable', 'DynamicArchiveUpdater', 'figure', 'table', 'listing']
 
 # %% ../nbs/22_events.ipynb #ddb0a918
@@ -446,7 +446,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.isoformat() if hasattr(value := row.get(key), "isoformat") else value for key in keep}
 
 # %% ../nbs/22_events.ipynb #b97eb663
-def learned_from(training_set: pd.DataFrame, captured: Sequence[Mapping[str, Any]]) -> list[str]:
+def events_in(training_set: pd.DataFrame, captured: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the merged events of which a training set holds rows of their own dates; a cycle gives them to `store.mark_trained` when it has succeeded.
 
     Parameters

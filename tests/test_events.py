@@ -393,7 +393,7 @@ class Loop:
         if kind == "cycle":
             learned = memory.run({**self.made, "archive": output.frames}, self.chosen, as_of).frames["training_set"]
             with self.store.write() as conn:
-                db.mark_trained(conn, run_id, events.learned_from(learned, db.captured_events(conn)))
+                db.mark_trained(conn, run_id, events.events_in(learned, db.captured_events(conn)))
         with self.store.write() as conn:
             db.finish_run(conn, run_id, "success", self.clock)
         return output.frames
