@@ -153,9 +153,12 @@ class DriftSettings(Section):
 
     windows: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 20, 60), min_length=1)  # sessions of current data
     reference_years: float = Field(5.0, gt=0)
-    permutations: int = Field(60, ge=20)  # blocks drawn for the null
+    permutations: int = Field(60, ge=20)  # windows drawn for the null of the joint test
     threshold: float = Field(0.15, ge=0, le=1)
     level: float = Field(0.05, gt=0, lt=1)
+    block_sessions: int = Field(30, ge=1)  # a block of losses in the test of harm; at least twice the horizon of the labels
+    harm_blocks: int = Field(8, ge=2)  # latest live blocks that it looks at
+    cooldown_sessions: int = Field(60, ge=1)  # below the threshold for so long ends an episode; one retraining an episode
 
 # %% ../nbs/01_config.ipynb #261a5901
 class EventDefinition(Section):
@@ -482,7 +485,7 @@ class Settings(Section):
 
 # %% ../nbs/01_config.ipynb #2942a43d
 NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL",  # where things are, not what is computed
-                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN")  # and what tests and runs tell their processes
+                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN", "MLTRADER_FAILPOINT")  # and what tests and runs tell their processes
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:

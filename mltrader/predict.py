@@ -40,10 +40,11 @@ def session_inputs(inputs: Mapping[str, Mapping[str, Any]], session: pd.Timestam
     DataError
         If the session has no bars; the message names the first and the last that have.
     """
-    recent = inputs["features"]["latest"]
-    session = recent["session"].max() if session is None else session
+    recent, now = inputs["features"]["latest"], inputs["regimes"]["latest"]
+    if session is None:  # a cycle that was killed may have renewed the one and not the other
+        session = min(recent["session"].max(), now["session"].max())
     if session >= recent["session"].min():
-        features, regimes = recent, inputs["regimes"]["latest"]
+        features, regimes = recent, now
     else:
         whole, regimes = inputs["features"]["features"], inputs["regimes"]["symbol_regimes"]
         features = whole.assign(bars=whole.groupby("symbol", sort=False).cumcount().to_numpy() + 1)
@@ -52,7 +53,10 @@ def session_inputs(inputs: Mapping[str, Mapping[str, Any]], session: pd.Timestam
         known = inputs["features"]["features"]["session"]
         raise DataError(f"There are no bars of {session.date()}: the last cycle's data reach from {known.min().date()} to {known.max().date()}, on trading days. "
                         "`mltrader data sync` and `mltrader cycle` bring newer ones.")
-    return today, regimes[regimes["session"] == session].reset_index(drop=True)
+    regimes = regimes[regimes["session"] == session].reset_index(drop=True)
+    if regimes.empty:
+        raise DataError(f"The regimes of {session.date()} are not known: the last cycle ended before it had them; run `mltrader cycle`.")
+    return today, regimes
 
 
 def check_features(manifest: Mapping[str, Any], feature_set: Mapping[str, Any], name: str) -> None:

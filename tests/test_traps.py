@@ -312,11 +312,12 @@ def test_t10_a_fixed_distance_cries_wolf_on_dependent_rows_and_the_detector_does
 
     assert alarms(detector) <= 2
 
-    def no_null(values, *args, **kwargs):
-        return np.zeros_like(honest(values, *args, **kwargs))
+    def no_null(cells, first, inside, *rest):
+        found = honest(cells, first, inside, *rest)
+        return np.zeros_like(found) if inside.all() else found
 
-    honest = drift.block_ks  # distances of the reference's own blocks: without them, a distance is taken at its face value
-    monkeypatch.setattr(drift, "block_ks", no_null)
+    honest = drift.window_distances  # of the reference's own windows, too: without those, a distance is taken at its face value
+    monkeypatch.setattr(drift, "window_distances", no_null)
     assert alarms(detector) >= 13
 
 
