@@ -6,7 +6,7 @@
 __all__ = ['MAX_GAP', 'MERGE_SESSIONS', 'QUIET_SESSIONS', 'SPAN_SHARE', 'STATES', 'NEXT_STATES', 'SOURCE_TASKS', 'Source',
            'vix_runs', 'current_run', 'index_moves', 'watch', 'stretches', 'Crisis', 'crises', 'event_name', 'advance',
            'moved', 'first_row', 'canonical_events', 'duplicate_of', 'drift_observed', 'criteria', 'new_events', 'run',
-           'learned_from', 'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event',
+           'events_in', 'latest_data', 'archived_parts', 'under_way', 'cut_event', 'manifest_row', 'record_event',
            'readable', 'DynamicArchiveUpdater', 'figure', 'table', 'listing']
 
 # %% ../nbs/22_events.ipynb #ddb0a918
@@ -215,7 +215,7 @@ def advance(event: Mapping[str, Any], seen: pd.DataFrame, covered: np.ndarray, h
     if quiet >= QUIET_SESSIONS:
         state = "closed"
     ready = max(int(np.searchsorted(known, known[last + 1] + MERGE_SESSIONS)) - 1, last + horizon + 2)
-    if quiet >= MERGE_SESSIONS and ready < len(sessions) and covered[first:last + 1].mean() >= SPAN_SHARE:
+    if ready < len(sessions) and covered[first:last + 1].mean() >= SPAN_SHARE:
         state, matured_on = "matured", pd.Timestamp(sessions[ready]).date()
     vix = seen["vix_close"].to_numpy()[first:last + 1]
     now = {"state": state, "end_date": None if state == "open" else pd.Timestamp(sessions[last]).date(), "matured_on": matured_on,
@@ -446,7 +446,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.isoformat() if hasattr(value := row.get(key), "isoformat") else value for key in keep}
 
 # %% ../nbs/22_events.ipynb #b97eb663
-def learned_from(training_set: pd.DataFrame, captured: Sequence[Mapping[str, Any]]) -> list[str]:
+def events_in(training_set: pd.DataFrame, captured: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the merged events of which a training set holds rows of their own dates; a cycle gives them to `store.mark_trained` when it has succeeded.
 
     Parameters
@@ -558,7 +558,8 @@ def record_event(store: Store, settings: Settings, event: Mapping[str, Any], as_
         run_id = f"events_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two within one second
-        db.start_run(conn, run_id, "monitor", "events by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
+        # of the kind that records by hand what was asked: a monitor run would say that its session was looked at
+        db.start_run(conn, run_id, "predict", "events by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
         db.set_as_of(conn, run_id, max(days, default=None))
         db.write_rows(conn, run_id, {"dynamic_events": [archive.event_row(event)], "archive_events": list(manifest)})
         db.finish_run(conn, run_id, "success", clock)

@@ -161,6 +161,24 @@ def test_captured_events_join_and_missing_data_is_a_note():
     assert len(archive.table(output)) == 3
 
 
+def test_a_captured_event_counts_from_the_day_it_had_matured_and_an_open_one_keeps_its_rows():
+    """Until it has matured nothing of it is in the archive, not even as the aftermath of another event."""
+    seen = {"event_name": "seen", "start_date": str(DAYS[300].date()), "end_date": str(DAYS[320].date()), "matured_on": str(DAYS[345].date()), "state": "matured"}
+    first = definition("first", 250, 20, 0.2)
+    for event, held in (({**seen}, 84), ({**seen, "state": "closed", "matured_on": None}, 0), ({**seen, "state": "open", "end_date": None, "matured_on": None}, 0)):
+        output = archive.run({**INPUTS, "state": {"captured_events": [event]}}, Settings(events={"aftermath_sessions": 60, "canonical": [first]}), DAYS[-1])
+        rows = output.frames["archive"]
+        assert (rows["session"].between(DAYS[300], DAYS[320]) & (rows["event"] == "first")).sum() == 0
+        own = rows[(rows["event"] == "seen") & (rows["reason"] == "captured event")]
+        assert len(own) == held and (own["known_from"] == DAYS[345]).all()
+        merged = output.rows["dynamic_events"]
+        assert [(row["state"], row["sha256"]) for row in merged] == [("merged", row["sha256"]) for row in output.rows["archive_events"] if row["event"] == "seen"]
+    early = archive.run({**INPUTS, "state": {"captured_events": [seen]}}, Settings(events={"canonical": []}), DAYS[344])
+    assert len(early.frames["archive"]) == 0 and early.rows["dynamic_events"] == []
+    again = archive.run({**INPUTS, "state": {"captured_events": [{**seen, "state": "merged"}]}}, Settings(events={"canonical": []}), DAYS[-1])
+    assert len(again.frames["archive"]) and again.rows["dynamic_events"] == []              # merged once
+
+
 def test_duplicated_labels_and_broken_captured_events_are_refused():
     table = archive.event_table([definition("a", 100, 20, 0.3)], [], MARKET, HORIZON)
     with pytest.raises(DataError, match="twice"):

@@ -393,7 +393,7 @@ class Loop:
         if kind == "cycle":
             learned = memory.run({**self.made, "archive": output.frames}, self.chosen, as_of).frames["training_set"]
             with self.store.write() as conn:
-                db.mark_trained(conn, run_id, events.learned_from(learned, db.captured_events(conn)))
+                db.mark_trained(conn, run_id, events.events_in(learned, db.captured_events(conn)))
         with self.store.write() as conn:
             db.finish_run(conn, run_id, "success", self.clock)
         return output.frames
@@ -465,6 +465,8 @@ def test_capture_merge_and_ask_each_once(tmp_path, covid):
     assert updater.merge_into_archive("dynamic_20200220", samples) == len(samples) - len(samples) // 2
     assert updater.merge_into_archive("dynamic_20200220", samples) == 0
     assert len(archive.RareEventArchive(updater.store, tmp_path / "artifacts").load("2020-10-30")) == len(samples)
+    with updater.store.read() as conn:
+        assert db.runs(conn) and not db.runs(conn, kind="monitor")       # or the next monitor run would believe that the day was looked at
     assert len(updater.capture_event(*ARGUMENTS)) == len(samples) and updater.get_captured_events()[0]["state"] == "merged"    # no step back
     assert updater.trigger_retraining("dynamic_20200220") and updater.get_captured_events()[0]["triggered_retraining"]
     with updater.store.write() as conn:
