@@ -196,10 +196,16 @@ CANONICAL_EVENTS: tuple[EventDefinition, ...] = (
 class EventSettings(Section):
     """When a rare event is declared, and which ones are known from the start."""
 
-    vix: float = 40.0
-    vix_sessions: int = Field(3, ge=1)
+    preset: Literal["extended", "seed"] = "extended"  # seed: the four criteria alone; extended: the index's fall and volatility as well, which need no VIX
+    vix: float = Field(40.0, gt=0)  # the four criteria: closes above it …
+    vix_sessions: int = Field(3, ge=1)  # … on so many sessions in a row
     drift: float = Field(0.25, ge=0, le=1)
     crash_share: float = Field(0.5, ge=0, le=1)
+    drawdown: float = Field(0.12, gt=0, lt=1)  # preset extended: fall of the index from its highest close of the last sessions
+    drawdown_sessions: int = Field(60, ge=2)
+    volatility: float = Field(0.30, gt=0)  # preset extended: realised volatility of the index, a year
+    volatility_sessions: int = Field(21, ge=3)
+    since: date | None = None  # also the crises that were over before the first run, from this day on
     canonical: tuple[EventDefinition, ...] = CANONICAL_EVENTS
     extra: tuple[EventDefinition, ...] = ()  # your own events, besides the canonical ones
     aftermath_sessions: int = Field(60, ge=0)  # sessions after an event that are remembered with it: a fall alone teaches that falls go on
@@ -479,7 +485,7 @@ class Settings(Section):
 
 # %% ../nbs/01_config.ipynb #2942a43d
 NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL",  # where things are, not what is computed
-                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN")  # and what tests and runs tell their processes
+                "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN", "MLTRADER_FAILPOINT")  # and what tests and runs tell their processes
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any]]:

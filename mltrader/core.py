@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['CLASSES', 'SELL', 'HOLD', 'BUY', 'REGIMES', 'TASKS', 'PROBABILITIES', 'SESSION_DTYPE', 'Block', 'Result',
-           'MltraderError', 'ConfigError', 'DataError', 'VendorError', 'LeaseError', 'IntegrityError', 'Clock',
-           'to_session', 'canonical_json', 'digest_bytes', 'digest_json', 'digest_file', 'digest_modules',
-           'digest_arrays', 'seed_for', 'map_blocks', 'require_columns', 'usable_at', 'OutOfFold', 'TaskOutput',
-           'project_root']
+           'FAIL_POINTS', 'passed', 'MltraderError', 'ConfigError', 'DataError', 'VendorError', 'LeaseError',
+           'IntegrityError', 'Clock', 'to_session', 'canonical_json', 'digest_bytes', 'digest_json', 'digest_file',
+           'digest_modules', 'digest_arrays', 'seed_for', 'map_blocks', 'require_columns', 'usable_at', 'OutOfFold',
+           'TaskOutput', 'failpoint', 'project_root']
 
 # %% ../nbs/00_core.ipynb #61e12280
+import errno
 import hashlib
 import json
 import os
+import signal
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field
@@ -96,6 +100,10 @@ class Clock:
     def stamp(self) -> str:
         """The present instant as a sortable text, used in run ids: `20240229T120000Z`."""
         return self.now().strftime("%Y%m%dT%H%M%SZ")
+
+    def steady(self) -> float | None:
+        """Seconds since this machine was started, sleep included: what nobody sets back. None for a fixed clock, and where there is no such count."""
+        return None if self.fixed is not None or not hasattr(time, "CLOCK_BOOTTIME") else time.clock_gettime(time.CLOCK_BOOTTIME)
 
 # %% ../nbs/00_core.ipynb #bd706d1f
 SESSION_DTYPE = "datetime64[us]"
@@ -274,6 +282,46 @@ class TaskOutput:
     models: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+
+# %% ../nbs/00_core.ipynb #5399841d
+FAIL_POINTS: tuple[str, ...] = (
+    "lease:before", "lease:after", "write:before", "flush:before", "rename:before", "rename:after", "files:after", "commit:before", "commit:after",
+    "product:before", "product:after", "promote:before", "alias:before", "alias:after", "promote:after", "close:before", "manifest:before", "manifest:after",
+    "close:after", "release:after",
+)
+passed: Counter[str] = Counter()  # how often this process has come by each fail-point
+
+
+def failpoint(name: str, path: Any = "") -> None:
+    """A named moment at which a test may let the process die or its disk fail; in all other runs nothing happens.
+
+    Parameters
+    ----------
+    name : str
+        One of `FAIL_POINTS`.
+    path : path-like
+        What is being written: it goes into the error, as the operating system would have it.
+
+    Raises
+    ------
+    OSError
+        If `MLTRADER_FAILPOINT` asks for it.
+    ConfigError
+        If `MLTRADER_FAILPOINT` names no fail-point or no errno.
+    """
+    passed[name] += 1
+    if not (wanted := os.environ.get("MLTRADER_FAILPOINT")):
+        return
+    where, _, action = wanted.partition("=")
+    where, _, number = where.partition("#")
+    if where not in (*FAIL_POINTS, "*") or not (number or "1").isdigit() or (action or "KILL") not in ("KILL", "STOP", *errno.errorcode.values()):
+        raise ConfigError(f"MLTRADER_FAILPOINT={wanted} is no NAME[#N][=KIND]: names are {', '.join(FAIL_POINTS)} and *, kinds KILL, STOP and errnos such as ENOSPC.")
+    if where not in (name, "*") or (passed.total() if where == "*" else passed[name]) != int(number or 1):
+        return
+    if action in ("", "KILL", "STOP"):
+        os.kill(os.getpid(), signal.SIGSTOP if action == "STOP" else signal.SIGKILL)
+    else:
+        raise OSError(getattr(errno, action), os.strerror(getattr(errno, action)), *([str(path)] if path else []))
 
 # %% ../nbs/00_core.ipynb #b03005c7
 def project_root(start: Path | str | None = None) -> Path:

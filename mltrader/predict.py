@@ -9,7 +9,7 @@ __all__ = ['SAME_SECTIONS', 'session_inputs', 'check_features', 'version_for', '
 
 # %% ../nbs/53_predict.ipynb #358b5ae9
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -40,10 +40,11 @@ def session_inputs(inputs: Mapping[str, Mapping[str, Any]], session: pd.Timestam
     DataError
         If the session has no bars; the message names the first and the last that have.
     """
-    recent = inputs["features"]["latest"]
-    session = recent["session"].max() if session is None else session
+    recent, now = inputs["features"]["latest"], inputs["regimes"]["latest"]
+    if session is None:  # a cycle that was killed may have renewed the one and not the other
+        session = min(recent["session"].max(), now["session"].max())
     if session >= recent["session"].min():
-        features, regimes = recent, inputs["regimes"]["latest"]
+        features, regimes = recent, now
     else:
         whole, regimes = inputs["features"]["features"], inputs["regimes"]["symbol_regimes"]
         features = whole.assign(bars=whole.groupby("symbol", sort=False).cumcount().to_numpy() + 1)
@@ -52,7 +53,10 @@ def session_inputs(inputs: Mapping[str, Mapping[str, Any]], session: pd.Timestam
         known = inputs["features"]["features"]["session"]
         raise DataError(f"There are no bars of {session.date()}: the last cycle's data reach from {known.min().date()} to {known.max().date()}, on trading days. "
                         "`mltrader data sync` and `mltrader cycle` bring newer ones.")
-    return today, regimes[regimes["session"] == session].reset_index(drop=True)
+    regimes = regimes[regimes["session"] == session].reset_index(drop=True)
+    if regimes.empty:
+        raise DataError(f"The regimes of {session.date()} are not known: the last cycle ended before it had them; run `mltrader cycle`.")
+    return today, regimes
 
 
 def check_features(manifest: Mapping[str, Any], feature_set: Mapping[str, Any], name: str) -> None:
@@ -136,12 +140,7 @@ def predict(
     """
     inputs, artifacts = _products(inputs, artifacts)
     asked = None if session is None else to_session(session)
-    version = version_for(store, asked, name)
-    today, _ = session_inputs(inputs, asked)
-    if missing := sorted(set(symbols) - set(today["symbol"])):
-        raise DataError(f"{', '.join(missing)}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(sorted(today['symbol'])[:8])} …")
-    made = say(version, [today["session"].iloc[0]], inputs, artifacts)
-    return replace(made, frame=made.frame[made.frame["symbol"].isin(symbols)].reset_index(drop=True)) if symbols else made
+    return say(version_for(store, asked, name), [asked], inputs, artifacts, symbols)
 
 
 def _products(inputs: Mapping[str, Mapping[str, Any]] | None, artifacts: ArtifactStore | None) -> tuple[Mapping[str, Mapping[str, Any]], ArtifactStore]:
@@ -153,23 +152,28 @@ def _products(inputs: Mapping[str, Mapping[str, Any]] | None, artifacts: Artifac
     return inputs, artifacts
 
 
-def say(version: Mapping[str, Any], sessions: Sequence[pd.Timestamp], inputs: Mapping[str, Mapping[str, Any]], artifacts: ArtifactStore) -> Prediction:
-    """What one version (`id name as_of manifest`) says of some sessions, oldest first.
+def say(version: Mapping[str, Any], sessions: Sequence[pd.Timestamp | None], inputs: Mapping[str, Mapping[str, Any]], artifacts: ArtifactStore, symbols: Sequence[str] = ()) -> Prediction:
+    """What one version (`id name as_of manifest`) says of some sessions (None: the last), oldest first; of all symbols, or of those named.
 
     Raises
     ------
     DataError, IntegrityError
-        If a session has no bars, the version and the features do not belong together, or a model file is missing or damaged.
+        If a session or a symbol named has no bar, the version and the features do not belong together, or a model file is missing or damaged.
     """
     name, feature_set = version["name"] or version["id"][:12], inputs["features"]["feature_set"]
+    given = [session_inputs(inputs, session) for session in sessions]
+    for today, _ in given:
+        if missing := sorted(set(symbols) - set(today["symbol"])):
+            raise DataError(f"{', '.join(missing)}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(sorted(today['symbol'])[:8])} …")
     check_features(version["manifest"], feature_set, name)
     models = {part: {"model": artifacts.get(entry)} for part, entry in version["manifest"]["components"].items()}
     frames = []
-    for session in sessions:
-        today, regimes = session_inputs(inputs, session)
-        given = {**models, "features": {"features": today, "feature_set": feature_set}, "regimes": {"symbol_regimes": regimes}}
-        frames.append(predict_session(given, models["meta"]["model"], session))
-    return Prediction(pd.concat(frames, ignore_index=True), version["id"], name, bool(min(sessions) < to_session(version["as_of"])))
+    for today, regimes in given:
+        read = {**models, "features": {"features": today, "feature_set": feature_set}, "regimes": {"symbol_regimes": regimes}}
+        frames.append(predict_session(read, models["meta"]["model"], today["session"].iloc[0]))
+    frame = pd.concat(frames, ignore_index=True)
+    frame = frame[frame["symbol"].isin(symbols)].reset_index(drop=True) if symbols else frame
+    return Prediction(frame, version["id"], name, bool(frame["session"].min() < to_session(version["as_of"])))
 
 # %% ../nbs/53_predict.ipynb #761a41cd
 SAME_SECTIONS = ("labels", "regimes")  # of the recipe: with others, a probability means something else
@@ -361,9 +365,9 @@ def live_frames(store: Store, version: str, before: Any) -> dict[str, pd.DataFra
     """
     day = to_session(before).date()
     with store.read() as conn:
-        said, became = db.first_predictions(conn, [version], before=day), db.outcomes(conn, [version], before=day)
-    return {"predictions": _frame(said, ["session", "symbol", *PROBABILITIES], ["session"]),
-            "outcomes": _frame(became, ["session", "symbol", "label", "log_loss", "prior_loss", "known_at"], ["session", "known_at"])}
+        rows = db.live_rows(conn, version, day)
+    return {"predictions": _frame(rows["predictions"], ["session", "symbol", *PROBABILITIES], ["session"]),
+            "outcomes": _frame(rows["outcomes"], ["session", "symbol", "label", "log_loss", "prior_loss", "known_at"], ["session", "known_at"])}
 
 # %% ../nbs/53_predict.ipynb #c4da29db
 def paired_rows(store: Store, champion: str, rival: str, since: date, until: date) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any
 
 from . import store as db
 from .artifacts import ArtifactStore
-from .core import Clock, ConfigError, IntegrityError, to_session
+from .core import Clock, ConfigError, IntegrityError, failpoint, to_session
 from .store import Store
 
 # %% ../nbs/50_registry.ipynb #54ebbbe2
@@ -89,7 +89,12 @@ def register_decision(store: Store, artifacts: ArtifactStore, run_id: str, token
         }, verdicts, clock)
         if not approved:
             return None
-        return db.move_alias(conn, run_id, CHAMPION, decision["model_version"], champion_seen, token, as_of, clock, gate_id=gate_id)
+        if again := db.confirm_promotion(conn, run_id, decision["data_digest"], decision["model_version"]):
+            return again  # a run that was killed after its promotion is repeated by this one
+        failpoint("alias:before", store.url.database)
+        name = db.move_alias(conn, run_id, CHAMPION, decision["model_version"], champion_seen, token, as_of, clock, gate_id=gate_id)
+        failpoint("alias:after", store.url.database)
+    return name
 
 # %% ../nbs/50_registry.ipynb #cb7d0198
 def champion(store: Store | None = None, as_of: Any = None, at: datetime | None = None) -> dict[str, Any] | None:

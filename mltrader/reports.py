@@ -8,16 +8,15 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN'
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
            'read_outputs', 'open_task', 'peak_memory', 'page', 'formulas_as_mathml', 'split_notebook',
-           'readable_tables', 'notebook_page', 'code_digests', 'build_manifest', 'check_manifest', 'reports_folder',
-           'collect_notebooks', 'badge', 'run_index', 'all_runs_index', 'leave_reports', 'verify_run', 'runs',
-           'load_product']
+           'readable_tables', 'notebook_page', 'code_digests', 'build_manifest', 'read_manifest', 'check_manifest',
+           'reports_folder', 'collect_notebooks', 'badge', 'run_index', 'all_runs_index', 'leave_reports',
+           'damaged_products', 'verify_run', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,9 +26,9 @@ from typing import Any
 
 from . import registry
 from . import store as db
-from .artifacts import ArtifactStore, FoldCache, publish
+from .artifacts import ArtifactStore, FoldCache, publish, sealed, unsealed
 from .config import Settings, home, load_settings
-from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, project_root, to_session
+from .core import TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
 # %% ../nbs/51_reports.ipynb #5ebce5e0
@@ -111,6 +110,8 @@ def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, An
             state["captured_events"] = db.captured_events(conn, day)
         if task == "archive":
             state["archived_events"] = db.archived_events(conn, day)
+        if task == "events":
+            state["watched_since"] = db.watched_since(conn, day)
     return json.loads(canonical_json(state))
 
 
@@ -308,6 +309,7 @@ class Task:
             print(f"Dry run of `{self.name}`: nothing was stored (no run is in progress).")
             return
         self.entries = {name: self.artifacts.put(value).as_dict() for name, value in values.items()}
+        failpoint("files:after", self.artifacts.folder)
         as_of = self.as_of if self.as_of is not None else output.documents["summary"]["as_of"]
         document = {"task": self.name, "run_id": self.run_id, "as_of": to_session(as_of).date().isoformat(), "entries": self.entries,
                     "metrics": db.clean(output.metrics)}
@@ -320,7 +322,11 @@ class Task:
             db.record_artifacts(conn, self.run_id, list(self.entries.values()))
             db.record_task(conn, self.run_id, self.name, "ran", outputs=self.entries, outputs_digest=document["digest"],
                            seconds=(self.clock.now() - self.started).total_seconds(), peak_mb=peak_memory())
-        publish(Path(self.product["out"]), canonical_json(document))
+        failpoint("product:before", self.product["out"])
+        with self.store.write() as conn:  # nobody can take the lease over between this check and the renaming
+            db.check_token(conn, self.token)
+            publish(Path(self.product["out"]), sealed(document))
+        failpoint("product:after", self.product["out"])
 
     def promote(self, output: TaskOutput) -> str | None:
         """Record the gate's decision and promote if it says so; outside a run, only say what it would be."""
@@ -329,9 +335,11 @@ class Task:
             print(f"Dry run: the gate says {decision['verdict']}; nothing was promoted.")
             return None
         seen = (self.inputs["champion"]["record"] or {}).get("id")
+        failpoint("promote:before", self.store.url.database)
         name = registry.register_decision(
             self.store, self.artifacts, self.run_id, self.token, candidate_decision(self, decision), verdict_rows(output.frames["verdicts"]),
             candidate_manifest(self, decision), seen, self.clock, sorted(set(self.sources.values()) - {self.run_id}))
+        failpoint("promote:after", self.store.url.database)
         print(f"{decision['verdict']}: " + (f"promoted as {name}." if name else "the champion stays as it is." if seen else "nothing was promoted."))
         return name
 
@@ -383,12 +391,10 @@ def products_folder() -> Path:
 def read_outputs(path: Path | str) -> dict[str, Any]:
     """A product file: the entries of a task's outputs."""
     try:
-        document = json.loads(Path(path).read_bytes())
+        document = unsealed(Path(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: run `ploomber build` (or `make run`) once, then this notebook can be run by hand.") from None
-    except ValueError:
-        raise IntegrityError(f"{path} was damaged: it is no JSON; run `mltrader cycle --force`.") from None
-    if not isinstance(document, dict) or not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
+    if not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
         raise IntegrityError(f"{path} was edited: its digest does not fit; run `mltrader cycle --force`.")
     return document
 
@@ -442,7 +448,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     if name == "drift":
         inputs |= _watched_champion(store, artifacts, as_of)
     if name == "promotion":
-        inputs |= _live_champion(store, artifacts, run and run[0])
+        inputs |= _live_champion(store, artifacts, run and run[0], documents["meta"]["entries"]["evaluation"]["content_digest"])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
@@ -497,13 +503,21 @@ def _session_frame(rows: list[dict[str, Any]]) -> Any:
     return frame.assign(**{name: pd.to_datetime(frame[name]).astype("datetime64[us]") for name in ("session", "known_at") if name in frame})
 
 
-def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None) -> dict[str, Any]:
-    """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included."""
+def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None, evaluation: str) -> dict[str, Any]:
+    """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included.
+
+    A run that was killed after the gate had decided on these very predictions (`evaluation`, a digest) is repeated: its trial and its look
+    are this one's, and if it promoted, the champion is the one before.
+    """
     if store is None:
         return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
-    record = registry.champion(store)
     with store.read() as conn:
-        trials, (looks, spent) = db.count_trials(conn), db.looks_of_reign(conn, registry.CHAMPION, run_id)
+        record, again = db.alias_target(conn, registry.CHAMPION), db.unfinished_decisions(conn, evaluation)
+        undone = record["move_id"] if record and record["move_id"] in [row["move_id"] for row in again] else None
+        if undone is not None:
+            record = db.alias_target(conn, registry.CHAMPION, before=undone)
+        looks, spent = db.looks_of_reign(conn, registry.CHAMPION, [row["run_id"] for row in again] + ([run_id] if run_id else []), undone)
+        trials = db.count_trials(conn, other_than=evaluation)
     manifest = record["manifest"] if record else {}
     kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "without_event")}
     return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1, "spent": spent}}
@@ -667,6 +681,17 @@ def build_manifest(run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]
     return {**document, "manifest": digest_json(document)}
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest, its seal checked before it is parsed (those of older versions have none, only their digest).
+
+    Raises
+    ------
+    IntegrityError, ValueError
+        If it was changed.
+    """
+    return unsealed(path) if b'"seal"' in path.read_bytes() else dict(json.loads(path.read_bytes()))
+
+
 def check_manifest(document: Mapping[str, Any]) -> bool:
     """Whether a manifest's own digest fits its content."""
     return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
@@ -690,7 +715,7 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
         if info["status"] == "aborted" or not source.is_file():
             continue
         stem = task + (".FAILED" if info["status"] == "failed" else "")
-        shutil.copyfile(source, folder / f"{stem}.ipynb")
+        publish(folder / f"{stem}.ipynb", source.read_bytes())
         earlier = info.get("source_run_id")
         reused = folder.parent / earlier / f"{task}.html" if earlier else None
         if reused is not None and reused.is_file():
@@ -699,7 +724,7 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
             note = f"Reused from run {earlier}: nothing it depends on has changed." if earlier else ""
             others = [name for name, other in tasks.items() if name != "summary" and other["status"] in ("ran", "reused")] if task == "summary" else []
             text = notebook_page(source, task, run_id, info["status"], note, others)
-        (folder / f"{stem}.html").write_text(text, encoding="utf-8")
+        publish(folder / f"{stem}.html", text.encode())
 
 # %% ../nbs/51_reports.ipynb #42654b70
 def badge(text: str) -> str:
@@ -735,8 +760,8 @@ def all_runs_index(folder: Path) -> str:
     manifests = []
     for path in folder.glob("*/manifest.json"):
         try:
-            manifests.append(json.loads(path.read_bytes()))
-        except ValueError:
+            manifests.append(read_manifest(path))
+        except (IntegrityError, ValueError):
             manifests.append({"run_id": path.parent.name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}})
     rows: list[str] = []
     daily: list[str] = []
@@ -767,20 +792,33 @@ def leave_reports(folder: Path, run: Mapping[str, Any], tasks: Mapping[str, Mapp
     files = {path.name: digest_file(path) for path in sorted(target.iterdir()) if path.suffix in (".ipynb", ".html") and path.name != "index.html"}
     manifest = build_manifest(run, tasks, files, previous, settings, root, decisions)
     publish(target / "index.html", run_index(manifest).encode())
-    publish(target / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True).encode())
+    failpoint("manifest:before", target)
+    publish(target / "manifest.json", sealed(manifest, indent=1))
+    failpoint("manifest:after", target)
     publish(folder / "index.html", all_runs_index(folder).encode())
     return manifest
 
 # %% ../nbs/51_reports.ipynb #3c1e2f8b
+def damaged_products() -> list[str]:
+    """What is wrong with the product files of the last run; an empty list if nothing is."""
+    faults = []
+    for path in sorted(products_folder().glob("*/outputs.json")):
+        try:
+            read_outputs(path)
+        except IntegrityError as error:
+            faults.append(str(error))
+    return faults
+
+
 def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore) -> list[str]:
     """All faults found in a run's records; an empty list means that it verifies."""
     path = folder / run_id / "manifest.json"
     if not path.is_file():
         return [f"{run_id}: {path} is missing"]
     try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        return [f"{run_id}: {path} is not readable: {error}"]
+        manifest = read_manifest(path)
+    except (IntegrityError, ValueError) as error:
+        return [f"{run_id}: manifest.json was changed: {error}"]
     faults = [] if check_manifest(manifest) else [f"{run_id}: manifest.json was changed (its digest does not fit)"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
@@ -793,7 +831,11 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
     previous = manifest.get("previous")
     if previous:
         before = folder / previous["run_id"] / "manifest.json"
-        if not before.is_file() or json.loads(before.read_bytes()).get("manifest") != previous["manifest"]:
+        try:
+            found = read_manifest(before).get("manifest")
+        except (OSError, ValueError, IntegrityError):
+            found = None
+        if found != previous["manifest"]:
             faults.append(f"{run_id}: the chain is broken at the run before it, {previous['run_id']}")
     for name, sha256 in manifest.get("files", {}).items():
         file = path.parent / name

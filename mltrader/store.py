@@ -8,23 +8,26 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
            'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
            'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
-           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'take_lease', 'renew_lease',
-           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'tasks_of',
-           'current_lease', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
+           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'current_lease', 'take_lease',
+           'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
+           'runs', 'tasks_of', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
            'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
            'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
            'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
            'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
-           'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions', 'confirm_promotion', 'reign',
+           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
            'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
            'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
+import os
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Table, UniqueConstraint
 
 from .config import database_url
-from .core import Clock, ConfigError, IntegrityError, LeaseError, digest_json
+from .core import Clock, ConfigError, IntegrityError, LeaseError, digest_json, failpoint
 
 # %% ../nbs/02_store.ipynb #2ba3a18b
 metadata = sa.MetaData(naming_convention={
@@ -128,7 +131,7 @@ model_predictions = Table(
     _text("symbol", 32, nullable=False), _text("regime", 32), *_numbers("proba_sell", "proba_hold", "proba_buy"),
     _text("prediction", 8), Column("abstain", sa.Boolean),
     _text("role", 16, nullable=False, default="candidate", server_default="candidate"),  # of the version in that run
-    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"),
+    UniqueConstraint("run_id", "role", "session", "symbol"), CheckConstraint("proba_buy BETWEEN 0 AND 1", name="proba_buy"), Index(None, "model_version", "session"),
     _one_of("role", "candidate", "champion", "rival"),
 )
 prediction_outcomes = Table(  # each recorded prediction once, when its label is known
@@ -267,6 +270,7 @@ leases = Table(
     _text("name", 32, primary_key=True), _text("holder"), Column("token", sa.Integer, nullable=False),
     Column("heartbeat_at", sa.DateTime(timezone=True)), Column("expires_at", sa.DateTime(timezone=True)),
     _text("host", 200), *_counts("pid"), _text("process", 100),  # whose process it is, so that its death can be seen at once
+    *_numbers("beat"),  # `Clock.steady` at the last heartbeat
 )
 outbox = Table(  # what somebody is to be told; written with the event itself, delivered later
     "outbox", metadata,
@@ -340,6 +344,10 @@ def _autonomy(conn: sa.Connection) -> None:
             conn.execute(model_predictions.insert(), [{**row, "role": "champion" if kinds[row["run_id"]] == "predict" else "candidate"} for row in kept])
 
 
+def _steady_lease(conn: sa.Connection) -> None:
+    _add_columns(conn, leases, "beat")
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
@@ -347,6 +355,7 @@ MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve store
     ("error budget of the gate", _gate_columns),
     ("symbols beside sectors and regimes", _sector_symbols),
     ("watching, outcomes and messages", _autonomy),
+    ("the age of a lease by a clock that nobody sets", _steady_lease),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -404,6 +413,8 @@ class Store:
         """A connection in a write transaction: all of it happens, or nothing."""
         with self._one_error(), self.engine.connect().execution_options(writing=True) as conn, conn.begin():
             yield conn
+            failpoint("commit:before", self.url.database)
+        failpoint("commit:after", self.url.database)
 
     @contextmanager
     def _one_error(self) -> Iterator[None]:
@@ -461,6 +472,49 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment.replace(tzinfo=UTC)
 
 
+def _life(pid: int) -> str | None:
+    """What tells a process from all others: boot of the kernel, namespace of process ids, start; None where that cannot be said."""
+    try:
+        boot, space = Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot} {space} {'ended' if fields[0] in 'ZX' else fields[19]}"
+
+
+def _is_here(row: Mapping[str, Any]) -> bool:
+    """Whether the lease was taken under this boot of this machine, in this container."""
+    mine = _life(os.getpid())
+    return bool(mine and row["process"]) and mine.rpartition(" ")[0] == row["process"].rpartition(" ")[0]
+
+
+def _has_died(row: Mapping[str, Any]) -> bool:
+    """Whether the process that took the lease has ended beyond doubt."""
+    if not _is_here(row):
+        return False
+    try:
+        os.kill(row["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's process: it exists
+        pass
+    return (life := _life(row["pid"])) is not None and life != row["process"]
+
+
+def current_lease(conn: sa.Connection, clock: Clock | None = None) -> dict[str, Any] | None:
+    """The lease as it stands: without `holder` if its process has died; None if nobody ever took it."""
+    row = conn.execute(sa.select(leases).where(leases.c.name == LEASE)).mappings().first()
+    if row is None:
+        return None
+    clock, row = clock or Clock(), {**row, "expires_at": _utc(row["expires_at"]), "heartbeat_at": _utc(row["heartbeat_at"])}
+    if row["holder"] is None or row["expires_at"] is None or _has_died(row):
+        return {**row, "holder": None}
+    steady = clock.steady()
+    if None not in (steady, row["beat"], row["heartbeat_at"]) and steady >= row["beat"] and _is_here(row):
+        row["expires_at"] += clock.now() - row["heartbeat_at"] - timedelta(seconds=steady - row["beat"])
+    return row
+
+# %% ../nbs/02_store.ipynb #569e11e3
 def take_lease(conn: sa.Connection, holder: str, seconds: float, clock: Clock) -> int:
     """Take the orchestrator's lease for `holder`; returns the fencing token.
 
@@ -469,18 +523,18 @@ def take_lease(conn: sa.Connection, holder: str, seconds: float, clock: Clock) -
     LeaseError
         If another run holds it; the message names the run.
     """
-    now = clock.now()
-    row = conn.execute(sa.select(leases).where(leases.c.name == LEASE)).mappings().first()
+    now, row = clock.now(), current_lease(conn, clock)
     if row is None:
         conn.execute(leases.insert().values(name=LEASE, holder=None, token=0))
-        row = {"holder": None, "token": 0, "expires_at": None}
-    expires = _utc(row["expires_at"])
-    if row["holder"] is not None and expires is not None and expires > now:
-        raise LeaseError(f"Run {row['holder']} is in progress (its lease ends {expires:%H:%M:%S} UTC unless renewed); "
+        row = {"holder": None, "token": 0}
+    if row["holder"] is not None and row["expires_at"] > now:
+        where = f"process {row['pid']} on {row['host']}; " if row["pid"] else ""
+        raise LeaseError(f"Run {row['holder']} is in progress ({where}its lease ends {row['expires_at']:%H:%M:%S} UTC unless renewed); "
                          "wait for it, or see `mltrader status`.")
     changed = conn.execute(
         leases.update().where(leases.c.name == LEASE, leases.c.token == row["token"])
-        .values(holder=holder, token=row["token"] + 1, heartbeat_at=now, expires_at=now + timedelta(seconds=seconds)))
+        .values(holder=holder, token=row["token"] + 1, heartbeat_at=now, expires_at=now + timedelta(seconds=seconds), beat=clock.steady(),
+                host=socket.gethostname(), pid=os.getpid(), process=_life(os.getpid())))
     if changed.rowcount != 1:
         raise LeaseError("Another run took the lease at the same moment; try again.")
     return row["token"] + 1
@@ -490,7 +544,7 @@ def renew_lease(conn: sa.Connection, token: int, seconds: float, clock: Clock) -
     """Renew the lease; False if `token` is no longer the current one."""
     now = clock.now()
     changed = conn.execute(leases.update().where(leases.c.name == LEASE, leases.c.token == token, leases.c.holder.is_not(None))
-                           .values(heartbeat_at=now, expires_at=now + timedelta(seconds=seconds)))
+                           .values(heartbeat_at=now, expires_at=now + timedelta(seconds=seconds), beat=clock.steady()))
     return changed.rowcount == 1
 
 
@@ -527,7 +581,8 @@ def finish_run(conn: sa.Connection, run_id: str, status: str, clock: Clock, **va
 
 def reap_lost_runs(conn: sa.Connection, clock: Clock, keep: str | None = None) -> list[str]:
     """Mark as `lost` every running run that no longer holds the lease; returns their ids."""
-    holder = conn.execute(sa.select(leases.c.holder).where(leases.c.name == LEASE, leases.c.expires_at > clock.now())).scalar()
+    lease = current_lease(conn, clock)
+    holder = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > clock.now() else None
     lost = conn.execute(sa.select(training_runs.c.id).where(
         training_runs.c.status == "running", training_runs.c.id.not_in([name for name in (holder, keep) if name]))).scalars().all()
     if lost:  # whoever wakes up later finds that its token is void
@@ -538,8 +593,8 @@ def reap_lost_runs(conn: sa.Connection, clock: Clock, keep: str | None = None) -
 
 
 def runs(conn: sa.Connection, limit: int | None = None, kind: str | None = None, run_id: str | None = None) -> list[dict[str, Any]]:
-    """Runs, newest first, as dictionaries with UTC times."""
-    query = sa.select(training_runs).order_by(training_runs.c.started_at.desc(), training_runs.c.id.desc())
+    """Runs, newest first, as dictionaries with UTC times. Their order is that of their tokens: a clock may be set back between two."""
+    query = sa.select(training_runs).order_by(training_runs.c.token.desc(), training_runs.c.started_at.desc(), training_runs.c.id.desc())
     if kind is not None:
         query = query.where(training_runs.c.kind == kind)
     if run_id is not None:
@@ -555,10 +610,7 @@ def tasks_of(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     return [dict(row) for row in conn.execute(sa.select(run_tasks).where(run_tasks.c.run_id == run_id).order_by(run_tasks.c.id)).mappings()]
 
 
-def current_lease(conn: sa.Connection) -> dict[str, Any] | None:
-    """The lease row, or None if nobody ever took it."""
-    row = conn.execute(sa.select(leases).where(leases.c.name == LEASE)).mappings().first()
-    return None if row is None else {**row, "expires_at": _utc(row["expires_at"]), "heartbeat_at": _utc(row["heartbeat_at"])}
+
 
 # %% ../nbs/02_store.ipynb #e629421e
 def clean(value: Any) -> Any:
@@ -597,7 +649,10 @@ def write_rows(conn: sa.Connection, run_id: str, rows: Mapping[str, Sequence[Map
         if table is trials:  # a ledger: what was once tried stays, whichever run saw it first
             written[name] = len({record_trial(conn, run_id, **{**blank, **item}) for item in items})
             continue
-        conn.execute(table.delete().where(table.c.run_id == run_id))
+        mine = table.c.run_id == run_id
+        if table is dynamic_events:  # two tasks write them: one finds events and follows them, one puts their samples into the archive
+            mine = mine & table.c.event_name.in_([item["event_name"] for item in items])
+        conn.execute(table.delete().where(mine))
         if items:
             conn.execute(table.insert(), [{**blank, **clean(item), "run_id": run_id} for item in items])
         written[name] = len(items)
@@ -644,25 +699,27 @@ def record_trial(conn: sa.Connection, run_id: str, recipe_digest: str, window_en
                                                data_digest=data_digest, score=clean(score))).inserted_primary_key[0]
 
 
-def count_trials(conn: sa.Connection, before: Any = None) -> int:
-    """Trials the store has seen; with `before`, only those of runs with an earlier `as_of`."""
-    query = sa.select(sa.func.count()).select_from(trials)
+def count_trials(conn: sa.Connection, before: Any = None, other_than: str | None = None) -> int:
+    """Trials the store has seen; with `before`, only those of runs with an earlier `as_of`; without those that scored the predictions `other_than`."""
+    query = sa.select(sa.func.count()).select_from(trials).where(trials.c.data_digest != (other_than or ""))
     if before is not None:
         query = query.join(training_runs, trials.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
     return conn.execute(query).scalar_one()
 
 
-def looks_of_reign(conn: sa.Connection, alias: str, run_id: str | None = None) -> tuple[int, float]:
-    """Decisions of the gate in the reign of the present holder of `alias`, and the error probability they were allowed together; those of `run_id` left out.
+def looks_of_reign(conn: sa.Connection, alias: str, leave_out: Sequence[str] = (), undone: int | None = None) -> tuple[int, float]:
+    """Decisions of the gate in the reign of the present holder of `alias`, and the error probability they were allowed together; those of the runs `leave_out` left out.
 
+    With `undone`, a move of the alias, the reign is the one that this move ended.
     A reign begins with the promotion that its holder comes from. A rollback begins none: all looks since that promotion count, also those under the champion that was rolled back.
     """
     moved, origin, table = alias_moves.alias(), alias_moves.alias(), model_promotion_history
-    began = (sa.select(sa.func.coalesce(moved.c.gate_id, origin.c.gate_id))
-             .select_from(model_aliases.join(moved, moved.c.id == model_aliases.c.move_id).outerjoin(origin, origin.c.id == moved.c.rollback_to))
-             .where(model_aliases.c.alias == alias).scalar_subquery())
+    last = (sa.select(model_aliases.c.move_id).where(model_aliases.c.alias == alias) if undone is None
+            else sa.select(alias_moves.c.previous).where(alias_moves.c.id == undone))
+    began = (sa.select(sa.func.coalesce(moved.c.gate_id, origin.c.gate_id)).select_from(moved.outerjoin(origin, origin.c.id == moved.c.rollback_to))
+             .where(moved.c.id == last.scalar_subquery()).scalar_subquery())
     query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(table.c.alpha), 0.0)).select_from(table).where(table.c.id > sa.func.coalesce(began, 0))
-    looks, alpha = conn.execute(query if run_id is None else query.where(table.c.run_id != run_id)).one()
+    looks, alpha = conn.execute(query.where(table.c.run_id.not_in(leave_out))).one()
     return int(looks), float(alpha)
 
 
@@ -721,14 +778,16 @@ def move_alias(conn: sa.Connection, run_id: str, alias: str, version: str, expec
     return name
 
 
-def alias_target(conn: sa.Connection, alias: str, at: datetime | None = None) -> dict[str, Any] | None:
-    """The version that `alias` pointed at, now or at an instant, with the move that put it there; None if there was none."""
+def alias_target(conn: sa.Connection, alias: str, at: datetime | None = None, before: int | None = None) -> dict[str, Any] | None:
+    """The version that `alias` pointed at, now, at an instant or before a move, with the move that put it there; None if there was none."""
     query = (sa.select(model_versions, alias_moves.c.id.label("move_id"), alias_moves.c.name, alias_moves.c.moved_at, alias_moves.c.kind.label("move_kind"), alias_moves.c.rollback_to,
                        alias_moves.c.as_of.label("moved_as_of"), alias_moves.c.run_id.label("moved_by"), alias_moves.c.gate_id)
              .join_from(alias_moves, model_versions, alias_moves.c.model_version == model_versions.c.id)
              .where(alias_moves.c.alias == alias).order_by(alias_moves.c.id.desc()))
     if at is not None:
         query = query.where(alias_moves.c.moved_at <= at)
+    if before is not None:
+        query = query.where(alias_moves.c.id < before)
     row = conn.execute(query.limit(1)).mappings().first()
     return None if row is None else {**row, "moved_at": _utc(row["moved_at"])}
 
@@ -785,11 +844,18 @@ def last_judged(conn: sa.Connection, as_of: Any = None) -> dict[str, Any] | None
     return None if row is None else dict(row)
 
 
-def captured_events(conn: sa.Connection, before: Any) -> list[dict[str, Any]]:
-    """Dynamic events that runs with an `as_of` before `before` have recorded, latest state of each."""
+def captured_events(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
+    """State of each dynamic event, as runs with an `as_of` before `before` (None: all runs) have recorded it, in order of their starts.
+
+    That is its latest row; but what was merged, or trained on, stays so: a run that repeats an earlier session knows nothing of it.
+    """
     query = (sa.select(dynamic_events).join_from(dynamic_events, training_runs, dynamic_events.c.run_id == training_runs.c.id)
-             .where(training_runs.c.as_of < before).order_by(dynamic_events.c.id))
-    return list({row["event_name"]: dict(row) for row in conn.execute(query).mappings()}.values())
+             .order_by(training_runs.c.as_of, dynamic_events.c.id))
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in conn.execute(query if before is None else query.where(training_runs.c.as_of < before)).mappings():
+        found.setdefault(row["event_name"], []).append(dict(row))
+    standing = [next((part for state in ("trained", "merged") if (part := [row for row in rows if row["state"] == state])), rows)[-1] for rows in found.values()]
+    return sorted(standing, key=lambda row: (str(row["start_date"]), row["event_name"]))
 
 
 def replay_errors(conn: sa.Connection, before: Any, feature_set: str, since: Any, limit: int) -> list[dict[str, Any]]:
@@ -835,9 +901,8 @@ def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[di
 
 
 def untrained_events(conn: sa.Connection) -> list[str]:
-    """Events whose latest state is `merged`: in the archive, but no model has learned from them yet."""
-    latest = {row.event_name: row.state for row in conn.execute(sa.select(dynamic_events.c.event_name, dynamic_events.c.state).order_by(dynamic_events.c.id))}
-    return sorted(name for name, state in latest.items() if state == "merged")
+    """Events that are merged into the archive, but no model has learned from them yet."""
+    return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged")
 
 # %% ../nbs/02_store.ipynb #0a1d66cf
 UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
@@ -887,6 +952,52 @@ def sector_cells(conn: sa.Connection) -> list[dict[str, Any]]:
     last = sa.select(t.c.run_id).order_by(t.c.id.desc()).limit(1).scalar_subquery()
     return [dict(row) for row in conn.execute(sa.select(t).where(t.c.run_id == last).order_by(t.c.id)).mappings()]
 
+# %% ../nbs/02_store.ipynb #9d55f320
+def watched_since(conn: sa.Connection, before: Any) -> date | None:
+    """The first session as of which a cycle or a monitor run looked for events, of those before `before`."""
+    first = sa.select(sa.func.min(training_runs.c.as_of)).where(training_runs.c.kind.in_(("cycle", "monitor")), training_runs.c.as_of < before)
+    return conn.execute(first).scalar()
+
+
+def latest_outputs(conn: sa.Connection, tasks: Sequence[str]) -> tuple[date | None, dict[str, dict[str, Any]]]:
+    """`as_of` of the newest successful run that has outputs of all `tasks`, and their entries by task; (None, {}) if there is none."""
+    for run in runs(conn):
+        found = {row["task"]: row["outputs"] for row in tasks_of(conn, run["id"]) if row["task"] in tasks and row["outputs"]} if run["status"] == "success" else {}
+        if len(found) == len(set(tasks)) and run["as_of"] is not None:
+            return run["as_of"], found
+    return None, {}
+
+
+def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list[str]:
+    """Note that the training set of a run that succeeded held these events; returns those that were waiting for it.
+
+    Other names (canonical events, events trained on before) are left alone, so that a cycle can pass on all that its training set names.
+    """
+    waiting = [row for row in captured_events(conn) if row["state"] == "merged" and row["event_name"] in set(names)]
+    rows = [{**{key: value for key, value in row.items() if key not in ("id", "run_id")}, "state": "trained", "triggered_retraining": False,
+             "trained_by": run_id} for row in waiting]
+    write_rows(conn, run_id, {"dynamic_events": rows})
+    return sorted(row["event_name"] for row in rows)
+
+# %% ../nbs/02_store.ipynb #45cfd7dc
+def unfinished_decisions(conn: sa.Connection, data_digest: str) -> list[dict[str, Any]]:
+    """Decisions on the predictions `data_digest` by runs that did not come to their end: `run_id`, and `move_id` of the promotion if there was one."""
+    gate = model_promotion_history
+    query = (sa.select(gate.c.run_id, gate.c.model_version, alias_moves.c.id.label("move_id"))
+             .select_from(gate.join(trials, gate.c.trial_id == trials.c.id).join(training_runs, gate.c.run_id == training_runs.c.id)
+                          .outerjoin(alias_moves, alias_moves.c.gate_id == gate.c.id))
+             .where(trials.c.data_digest == data_digest, training_runs.c.status.in_(("failed", "interrupted", "lost"))).order_by(gate.c.id))
+    return [dict(row) for row in conn.execute(query).mappings()]
+
+
+def confirm_promotion(conn: sa.Connection, run_id: str, data_digest: str, version: str) -> str | None:
+    """If a run that did not come to its end has promoted `version` on these predictions: that promotion's name, and `run_id` counts as one that promoted."""
+    now = alias_target(conn, "champion")
+    if now is None or now["id"] != version or now["move_id"] not in [row["move_id"] for row in unfinished_decisions(conn, data_digest)]:
+        return None
+    conn.execute(training_runs.update().where(training_runs.c.id == run_id).values(promoted=True))
+    return now["name"]
+
 # %% ../nbs/02_store.ipynb #ee7d8124
 def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | None:
     """Who holds `alias` at the close of `session`, since when, and whom it replaced; None if nobody does.
@@ -904,27 +1015,21 @@ def reign(conn: sa.Connection, alias: str, session: Any) -> dict[str, Any] | Non
     return None if row is None else dict(row)
 
 
-def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any = None, until: Any = None, before: Any = None) -> list[dict[str, Any]]:
-    """What versions said of sessions from `since` to `until`, each (version, session, symbol) as first recorded; with `before`, only by runs with an earlier `as_of`."""
+def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any, until: Any) -> list[dict[str, Any]]:
+    """What versions, as champion or rival, said of sessions from `since` to `until`, each (version, session, symbol) as first recorded."""
     t = model_predictions
     place = sa.func.row_number().over(partition_by=(t.c.model_version, t.c.session, t.c.symbol), order_by=t.c.id).label("place")
     columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy")
-    query = sa.select(*[t.c[name] for name in columns], place).where(t.c.model_version.in_(versions))
-    if since is not None:
-        query = query.where(t.c.session >= since)
-    if until is not None:
-        query = query.where(t.c.session <= until)
-    if before is not None:
-        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
-    ranked = query.subquery()
+    ranked = (sa.select(*[t.c[name] for name in columns], place)
+              .where(t.c.model_version.in_(versions), t.c.session >= since, t.c.session <= until, t.c.role != "candidate").subquery())
     chosen = sa.select(*[ranked.c[name] for name in columns]).where(ranked.c.place == 1).order_by(ranked.c.session, ranked.c.symbol, ranked.c.model_version)
     return [dict(row) for row in conn.execute(chosen).mappings()]
 
 
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
-    """Sessions since `since` of which a version's predictions are on record."""
+    """Sessions since `since` of which a version's predictions as champion or rival are on record."""
     t = model_predictions
-    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since).distinct()).scalars())
+    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since, t.c.role != "candidate").distinct()).scalars())
 
 
 def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
@@ -944,14 +1049,10 @@ def add_outcomes(conn: sa.Connection, run_id: str, rows: Sequence[Mapping[str, A
     return len(rows)
 
 
-def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any = None, before: Any = None) -> list[dict[str, Any]]:
-    """What became of the predictions of versions; with `before`, only what runs with an earlier `as_of` wrote."""
+def outcomes(conn: sa.Connection, versions: Sequence[str], since: Any) -> list[dict[str, Any]]:
+    """What became of the predictions of versions from `since` on."""
     t = prediction_outcomes
-    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions))
-    if since is not None:
-        query = query.where(t.c.session >= since)
-    if before is not None:
-        query = query.join(training_runs, t.c.run_id == training_runs.c.id).where(training_runs.c.as_of < before)
+    query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.label, t.c.log_loss, t.c.prior_loss, t.c.known_at).where(t.c.model_version.in_(versions), t.c.session >= since)
     return [dict(row) for row in conn.execute(query.order_by(t.c.session, t.c.symbol)).mappings()]
 
 

@@ -83,22 +83,25 @@ def compare(rows: pd.DataFrame, settings: WatchSettings, days: int, as_of: Any) 
     if (twice := rows.duplicated(["session", "symbol"])).any():
         row = rows[twice].iloc[0]
         raise DataError(f"{row['symbol']} on {row['session'].date()} is compared twice; give each (session, symbol) once.")
+    rows, as_of = rows.sort_values("session", kind="stable"), pd.Timestamp(as_of)
     gain = smoothed_losses(rows[list(CHAMPION_COLUMNS)], settings.smoothing) - smoothed_losses(rows[list(RIVAL_COLUMNS)], settings.smoothing)
-    deadline = (rows["session"] + pd.Timedelta(days=days)).clip(upper=pd.Timestamp(as_of))
-    known = (rows["label"].notna() & (rows["known_at"] <= deadline)).to_numpy()
+    reach, known_at = -gain.min(axis=1), rows["known_at"].to_numpy()
+    known = rows["label"].notna().to_numpy() & (known_at <= np.minimum(rows["session"] + pd.Timedelta(days=days), as_of).to_numpy())
     label = rows["label"].where(known, 0).to_numpy(dtype=np.int64)
-    reach = -gain.min(axis=1)
-    facts = pd.DataFrame({"session": rows["session"], "n_symbols": 1, "reach": reach, "missing": ~known, "known_at": rows["known_at"].where(known),
-                          "difference": np.where(known, gain[np.arange(len(rows)), label], -reach)})
-    table = facts.groupby("session", sort=True).agg(n_symbols=("n_symbols", "size"), difference=("difference", "mean"), reach=("reach", "mean"),
-                                                     missing=("missing", "any"), known_at=("known_at", "max")).reset_index()
-    end = table["session"] + pd.Timedelta(days=days)
-    late = table["missing"]
-    settled = table["known_at"].where(~late, end.where(end <= pd.Timestamp(as_of)))
+    lost = np.where(known, gain[np.arange(len(rows)), label], -reach)
+    session, start, count = np.unique(rows["session"].to_numpy(), return_index=True, return_counts=True)
+
+    def per_session(values: np.ndarray, function: np.ufunc = np.add) -> np.ndarray:
+        return function.reduceat(values, start) if len(start) else values
+
+    table = pd.DataFrame({"session": session, "n_symbols": count, "difference": per_session(lost) / count, "reach": per_session(reach) / count})
+    end, whole = table["session"] + pd.Timedelta(days=days), per_session(known, np.logical_and)
+    last = pd.Series(per_session(np.where(known, known_at, rows["session"].to_numpy()), np.maximum), dtype=table["session"].dtype)
+    settled = last.where(whole, end.where(end <= as_of))
     x = (table["difference"] - settings.margin) / np.maximum(table["reach"] + settings.margin, settings.least_reach)
-    table = table.assign(x=np.maximum(x, -1.0), settled_at=settled.astype(table["session"].dtype)).drop(columns=["missing", "known_at"])
+    table = table.assign(x=np.maximum(x, -1.0), settled_at=settled.astype(table["session"].dtype))
     table.loc[settled.isna(), ["difference", "x"]] = np.nan
-    return table[["session", "n_symbols", "difference", "reach", "x", "settled_at"]]
+    return table
 
 # %% ../nbs/44_watch.ipynb #2eb38115
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def test_users_own_panel_and_bad_data(project):
 
 
 def test_a_killed_task_is_not_taken_for_done(project, tmp_path):
-    """Kill -9 in mid-task, put the source back: Ploomber alone would call the task up to date (`Skipped`)."""
+    """Kill -9 in mid-task, put the source back: Ploomber alone would call the task up to date (`Skipped`). The next build waits for no lease."""
     source = project.root / "nbs" / "40_backtest.ipynb"
     good = project.sabotage("40_backtest", "import time", f"open({str(tmp_path / 'started')!r}, 'w').close()", "time.sleep(60)")
     try:
@@ -249,12 +249,6 @@ def test_a_killed_task_is_not_taken_for_done(project, tmp_path):
         source.write_text(good)
     outdated = project.outdated()
     assert {"backtest", "promotion", "summary"} <= outdated and {"market", "features", "meta"}.isdisjoint(outdated), outdated
-    with store_of(project).write() as conn:  # on a slow machine it may have run out by now
-        conn.execute(db.leases.update().values(expires_at=(pd.Timestamp.now("UTC") + pd.Timedelta(hours=1)).to_pydatetime()))
-    blocked = project.call("mltrader", "cycle")
-    assert blocked.returncode == 75 and "in progress" in blocked.stderr  # its lease has not run out yet
-    with store_of(project).write() as conn:
-        conn.execute(db.leases.update().values(expires_at=pd.Timestamp("2000-01-01", tz="UTC").to_pydatetime()))
     done = project.call("ploomber", "build")
     assert done.returncode == 0 and "] backtest" in done.stdout, done.stdout + done.stderr
     with store_of(project).read() as conn:
@@ -337,9 +331,11 @@ def test_a_stopped_cycle_is_recorded_as_interrupted(project, way):
         if (home / "products" / "market" / "outputs.json").exists():
             break
         time.sleep(0.1)
+    began = time.monotonic()
     child.send_signal(signal.SIGTERM)
     errors = child.communicate(timeout=60)[1].decode()
-    assert child.returncode == 130 and "interrupted" in errors.lower(), errors
+    assert child.returncode == 130 and "interrupted" in errors.lower() and "Traceback" not in errors, errors
+    assert time.monotonic() - began < 10
     with Store(f"sqlite:///{home / 'mltrader.db'}", create=False).read() as conn:
         run, lease = db.runs(conn)[0], db.current_lease(conn)
     assert run["status"] == "interrupted" and lease["holder"] is None

@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from scipy.signal import lfilter
 from scipy.stats import chi2, ks_2samp, ttest_ind, wasserstein_distance
 
-from mltrader import drift, events, market
+from mltrader import drift, market
 from mltrader import features as F
 from mltrader.artifacts import decode, encode
-from mltrader.config import DriftSettings, EventSettings, Settings, home
+from mltrader.config import DriftSettings, Settings, home
 from mltrader.core import REGIMES, DataError, to_session
 
 DAYS = pd.bdate_range("2010-01-04", periods=1400).as_unit("us")
@@ -551,105 +551,3 @@ def test_the_task_retrains_once_for_drift_that_costs():
     assert decided["costs"]["p_value"] <= 0.05 < decided["harmless"]["p_value"]
     bare = drift.run(inputs_of(frame), QUICK, DAYS[999]).documents["drift"]
     assert bare["alarm"] and not bare["retrain"] and "too few labels" in bare["why"]
-
-
-# -- events ---------------------------------------------------------------------------------------------------------------
-
-
-def crisis(vix: list[float], crash: float = 1.0, score: float = 0.3, captured=(), canonical=()) -> dict:
-    """Run the task on a calm year that ends with the given VIX values."""
-    path = np.r_[np.full(60, 20.0), vix]
-    sessions = DAYS[: len(path)]
-    keys = pd.MultiIndex.from_product([sessions, [f"S{i}" for i in range(10)]], names=["session", "symbol"])
-    moods = keys.to_frame(index=False)
-    moods["regime"] = np.where(moods["symbol"].str[1:].astype(int) < round(10 * crash), "crash", "normal")
-    inputs = {"market": {"index": pd.DataFrame({"session": sessions, "vix_close": path})},
-              "regimes": {"symbol_regimes": moods}, "drift": {"drift": {"by_window": {"5": score, "20": float("nan")}}},
-              "state": {"captured_events": list(captured)}}
-    output = events.run(inputs, Settings(events={"canonical": canonical}), sessions[-1])
-    return {"rows": output.rows["dynamic_events"], **output.documents["decision"]}
-
-
-def test_all_four_criteria_open_an_event():
-    found = crisis([41, 45, 42])
-    assert found["rows"][0]["event_name"] == f"dynamic_{DAYS[60]:%Y%m%d}" == found["open_event"]["event_name"]
-    assert found["rows"][0]["vix_peak"] == 45 and found["rows"][0]["sample_count"] == 30
-    assert set(found["rows"][0]["regime_distribution"]) == set(REGIMES)
-
-
-@pytest.mark.parametrize(
-    ("vix", "sessions"),
-    [([41, 45], 2.0), ([41, 40.0, 41, 41], 2.0), ([41, 41, 41, 40.0], 0.0), ([41, 39, 41, 41], 2.0),
-     ([41, np.nan, 41], 2.0), ([41, np.nan, np.nan, 41, 41], 2.0), ([41, 41, 41, np.nan, np.nan], np.nan)],
-)
-def test_three_in_a_row_means_three(vix, sessions):
-    found = crisis(vix)
-    observed = found["criteria"]["vix_sessions"]["observed"]
-    assert found["rows"] == [] and found["open_event"] is None
-    assert observed == sessions or (np.isnan(observed) and np.isnan(sessions))
-
-
-@pytest.mark.parametrize("vix", [[41, np.nan, 41, 41], [41, 41, 41, np.nan]])
-def test_one_missing_vix_day_is_bridged(vix):
-    assert crisis(vix)["criteria"]["vix_sessions"] == {"observed": 3.0, "limit": 3, "met": True}
-
-
-@pytest.mark.parametrize("other", [{"crash": 0.5}, {"score": 0.25}, {"score": float("nan")}, {"crash": 0.0}])
-def test_at_the_limit_is_not_above_it(other):
-    assert crisis([41, 45, 42], **other)["rows"] == []
-
-
-def test_one_crisis_is_one_event():
-    opened = crisis([41, 45, 42])["rows"]
-    later = crisis([41, 45, 42, 50, 44], captured=opened)
-    assert [(r["event_name"], r["state"], r["vix_peak"]) for r in later["rows"]] == [(opened[0]["event_name"], "open", 50)]
-    assert not later["criteria"]["duplicate"]["met"]
-    again = crisis([41, 45, 42, *[30] * 10, 44, 44, 44], captured=opened)              # back within 20 sessions
-    assert [r["event_name"] for r in again["rows"]] == [opened[0]["event_name"]]
-    closed = crisis([41, 45, 42, *[30] * 20], captured=opened)
-    assert [(r["state"], r["end_date"]) for r in closed["rows"]] == [("closed", DAYS[62].date())]
-    assert crisis([41, 45, 42, *[30] * 30], captured=closed["rows"])["rows"] == []     # written once
-
-
-def test_a_second_crisis_closes_the_first_even_if_nobody_looked_in_between():
-    opened = crisis([41, 45, 42])["rows"]
-    found = crisis([41, 45, 42, *[30] * 40, 48, 49, 50], captured=opened)
-    assert [(r["state"], r["vix_peak"]) for r in found["rows"]] == [("closed", 45), ("open", 50)]
-    assert found["rows"][0]["end_date"] == DAYS[62].date()
-
-
-def test_a_known_canonical_event_is_a_duplicate_but_an_unknown_one_is_not():
-    spell = [41.0] * 20
-    def event(first, last):
-        return [{"name": "known", "start": DAYS[first].date(), "end": DAYS[last].date(), "regime": "crash", "weight": 0.1}]
-
-    assert crisis(spell, canonical=event(55, 61))["criteria"]["duplicate"]["observed"] == "known"
-    assert crisis(spell, canonical=event(55, 79))["criteria"]["duplicate"]["met"]       # still running: nobody knows yet
-    assert crisis(spell, canonical=event(40, 50))["criteria"]["duplicate"]["met"]       # over before
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([20.0, 40.0, 41.0, 60.0, np.nan]), min_size=1, max_size=40))
-def test_runs_agree_with_a_plain_loop(vix):
-    index = pd.DataFrame({"session": DAYS[: len(vix)], "vix_close": vix})
-    runs, run, missing = [], [], 0
-    for value in vix:                                                                   # slow twin
-        if np.isnan(value):
-            missing += 1
-            continue
-        if run and (missing > events.MAX_GAP or value <= 40):
-            runs.append(len(run))
-            run = []
-        missing, run = 0, [*run, value] if value > 40 else []
-    runs += [len(run)] if run else []
-    found = events.vix_runs(index, 40.0)
-    assert found["sessions"].tolist() == runs
-    episodes = events.vix_episodes(index, EventSettings())
-    assert episodes["sessions"].sum() == sum(runs)
-
-
-def test_updater_agrees_with_the_task():
-    updater = events.DynamicArchiveUpdater(EventSettings(canonical=()))
-    vix = pd.Series([20.0] * 60 + [41, 45, 42], index=DAYS[:63])
-    assert updater.check_for_new_event({"by_window": {"5": 0.3}}, vix, {"crash": 1.0}) == f"dynamic_{DAYS[60]:%Y%m%d}"
-    assert updater.check_for_new_event({"by_window": {"5": 0.3}}, vix, {}) is None

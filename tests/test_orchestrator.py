@@ -1,6 +1,7 @@
 """Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
 import itertools
-from datetime import UTC, datetime
+import sqlite3
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -248,6 +249,47 @@ def test_a_version_on_other_features_or_with_other_bytes_is_refused(world):
             predict.predict(world.store)
     finally:
         path.write_bytes(whole)
+
+
+def promoted_again(world, folder) -> tuple[Store, str, str]:
+    """A copy of the store in which, on 25 March 2022, a version of the last December took the champion's place; the versions of champion and rival."""
+    source, target = (sqlite3.connect(path) for path in (world.folder / "mltrader.db", folder / "copy.db"))
+    source.backup(target)
+    source.close(), target.close()
+    store, clock, day = Store(f"sqlite:///{folder}/copy.db"), Clock(), date(2022, 3, 25)
+    with store.write() as conn:
+        before = db.alias_target(conn, registry.CHAMPION)["id"]
+        version = next(v["id"] for v in db.known_versions(conn) if v["id"] != before and v["as_of"] < day)
+        token = db.take_lease(conn, "by hand", 10**6, clock)
+        db.start_run(conn, "by hand", "monitor", "test", token, {}, "d", clock)
+        gate = db.add_gate_row(conn, "by hand", {"model_version": version, "trial_id": 1, "trials": 1, "kind": "refresh", "verdict": "PROMOTE", "as_of": day, "promoted_to_production": True}, [], clock)
+        db.move_alias(conn, "by hand", registry.CHAMPION, version, before, token, day, clock, gate_id=gate)
+    return store, version, before
+
+
+def test_the_version_that_was_replaced_goes_on_predicting_in_the_shadow(world, tmp_path):
+    """Champion and rival say of a session what each says alone; days that were missed are made up for, once, and never what a version has learned from."""
+    (store, champion, rival), files = promoted_again(world, tmp_path), ArtifactStore(world.folder / "artifacts")
+    found = predict.shadow(store, artifacts=files)
+    days = ["2022-03-25", "2022-03-28", "2022-03-29", "2022-03-30", "2022-03-31"]
+    with store.read() as conn:
+        learned = str(db.version_row(conn, rival)["as_of"])
+        token = db.current_lease(conn)["token"]
+    assert (found.champion.version, found.rival.version, found.rival.in_hindsight) == (champion, rival, False) and "is watched against production_v" in found.words
+    assert found.champion.frame["session"].dt.strftime("%Y-%m-%d").unique().tolist() == days
+    assert found.rival.frame["session"].dt.strftime("%Y-%m-%d").unique().tolist() == [day for day in days if day >= learned]
+    for one in (found.champion, found.rival):
+        alone = predict.predict(store, "2022-03-31", one.version, artifacts=files).frame
+        assert one.frame[one.frame["session"] == "2022-03-31"].reset_index(drop=True).equals(alone)
+    written = predict.record(store, "by hand", token, found.champion, found.rival)
+    assert written == len(found.champion.frame) + len(found.rival.frame)
+    again = predict.shadow(store, artifacts=files)
+    assert all((one.frame["session"] == "2022-03-31").all() for one in (again.champion, again.rival))
+    with store.write() as conn:
+        manifest = db.version_row(conn, rival)["manifest"]
+        conn.execute(db.model_versions.update().where(db.model_versions.c.id == rival).values(manifest=manifest | {"feature_set": "f" * 64}))
+    alone = predict.shadow(store, artifacts=files)
+    assert alone.rival is None and "There is no rival" in alone.words and "was trained on the feature set ffffffffffff" in alone.words
 
 
 def test_rolling_back_restores_the_exact_version_and_is_on_record(world):

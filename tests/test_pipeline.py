@@ -15,7 +15,7 @@ FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "log": set(), "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
-    "archive": {"store", "artifacts"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
+    "archive": {"store", "artifacts"}, "events": {"archive", "artifacts", "store"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"luck", "splits", "significance", "refits", "forgetting", "tuning"},
     "registry": {"store", "artifacts"}, "notify": {"store", "log", "reports"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},

@@ -69,7 +69,7 @@ def test_due_times_are_those_of_a_walk_in_any_zone(zone, year, hour, minute):
     ("18:00", NEW_YORK, "XNYS", "2024-03-10"), ("18:00", NEW_YORK, "XNYS", "2024-11-03"), ("18:00", NEW_YORK, "XNYS", "2024-02-29"),
     ("18:00", NEW_YORK, "XNYS", "2024-12-31"), ("15:00", NEW_YORK, "XNYS", "2024-07-03"), ("07:00", "Pacific/Kiritimati", "XNYS", "2024-03-10"),
     ("00:30", "America/Havana", "", "2024-11-03"), ("12:00", "Australia/Lord_Howe", "XNYS", "2024-04-07"), ("12:00", "Pacific/Apia", "", "2011-12-30"),
-    ("23:45", "America/St_Johns", "", "2010-11-07"), ("09:00", "Asia/Tokyo", "XTKS", "2024-01-01"),
+    ("23:45", "America/St_Johns", "", "2010-11-07"), ("16:30", NEW_YORK, "XNYS", "2024-03-21"), ("09:00", "Asia/Tokyo", "XTKS", "2024-01-01"),
 ])
 def test_named_days(at, zone, calendar, around):
     """Hours skipped and doubled, leap day, year's end, half-days, the other side of the date line, a date that never was."""
@@ -178,6 +178,7 @@ def test_after_any_downtime_there_is_one_run_to_catch_up(folder):
     for moment in (monday, monday + 10 * DAY + MINUTE, monday + 10 * DAY + 2 * MINUTE):  # ten days away
         world.tick(moment)
     assert world.served() == [monday, monday + 10 * DAY + MINUTE]
+    assert schedule.pending(plan(calendar="XNYS"), monday + 10 * DAY + MINUTE, []) == datetime(2024, 3, 14, 22, tzinfo=UTC)  # the last one missed
     world.tick(datetime(2024, 3, 20, 22, tzinfo=UTC))
     short = plan(calendar="XNYS", misfire_grace_hours=1)
     assert schedule.pending(short, datetime(2024, 3, 21, 23, 30, tzinfo=UTC), []) is None  # late by an hour and a half: left to the next

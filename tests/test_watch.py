@@ -1,5 +1,6 @@
 """A bet against the champion: no stopping rule beats it, pieces add up to the whole, and a store in which it sends back the worse one and nobody else."""
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -42,9 +43,10 @@ def test_no_stopping_rule_expects_more_than_its_stake(life, share):
     """Exact, by enumeration: the rule may see each outcome long before it is booked, and stop before a loss is."""
     n, trail = 10, []
     x = coins(n)
-    advance(Purse(*np.ones((3, 2**n))), range(n), np.arange(n) + life, x, n + life, share, life, 1.5, trail=trail)
-    value = dict(trail)
-    assert sorted(value) == list(range(n + life)) and best_stopping(np.array([np.broadcast_to(value[t], 2**n) for t in sorted(value)]), n) <= 1 + 1e-12
+    purse = advance(Purse(*np.ones((3, 2**n))), range(n), np.arange(n) + life, x, n + life, share, life, 1.5, trail=trail)
+    value = np.array([np.broadcast_to(free, 2**n) for _, free in trail])
+    assert [t for t, _ in trail] == list(range(n + life)) and best_stopping(value, n) <= 1 + 1e-12
+    assert np.allclose(purse.peak, value.max(axis=0)) and all((purse.peak >= 1 / alpha).mean() <= alpha for alpha in (0.9, 0.7, 0.5))
 
 
 def test_the_average_of_interleaved_purses_is_a_trap():
@@ -69,9 +71,9 @@ def test_pieces_add_up_to_the_whole(data):
     x, d, life, share = rng.uniform(-1, 1.5, n), rng.normal(size=n), int(rng.integers(1, 20)), rng.uniform(0.1, 1)
     looks = sorted({*rng.choice(len(DAYS), data.draw(st.integers(0, 12))).tolist(), len(DAYS) - 1})
     whole = advance(Purse(), list(sessions), settled, x, DAYS[-1], share, life, 2.0, d)
-    parts = Purse()
+    parts, blind = Purse(), data.draw(st.booleans())                                       # whether later outcomes are there, but not to be read
     for day in DAYS[looks]:
-        known = [when if when <= day else pd.NaT for when in settled]
+        known = [when if when <= day or blind else pd.NaT for when in settled]
         read = [i for i, s in enumerate(sessions) if s <= day and (s in parts.open or parts.last is None or s >= parts.last)]
         parts = advance(parts, [sessions[i] for i in read], [known[i] for i in read], x[read], day, share, life, 2.0, d[read])
         parts = from_document(to_document(parts))
@@ -166,11 +168,12 @@ class World:
 
     def promote(self, version: str, day: pd.Timestamp, seen: str | None, horizon: int = 1, **manifest) -> str:
         """A version that learned until `day`, promoted on it."""
-        self.start(f"promote {version}", "cycle")
+        run_id = f"promote {version} {day.date()}"
+        self.start(run_id, "cycle")
         fits = {"components": {}, "recipe": {"settings": {"labels": LABELS.model_copy(update={"horizon": horizon}).model_dump(mode="json")}}, **manifest}
         decision = {"verdict": "PROMOTE", "model_version": version, "recipe_digest": f"recipe {version}", "kind": "refresh", "as_of": day.date(), "data_digest": "data", "feature_set": "fs",
                     "trials": 1, "look": 1, "alpha": 0.01}
-        return registry.register_decision(self.store, self.files, f"promote {version}", self.token, decision, [], fits, seen, CLOCK)
+        return registry.register_decision(self.store, self.files, run_id, self.token, decision, [], fits, seen, CLOCK)
 
     def said(self, version: str, day: pd.Timestamp, edge: float) -> Prediction:
         """The true probabilities with a share `edge` of their knowledge."""
@@ -213,9 +216,9 @@ def test_a_worse_champion_is_sent_back_and_the_watch_ends(world):
     assert registry.rollback(world.store, world.files, "back", world.token, day, CLOCK) == "production_v1"
     after = predict.watch(world.store, world.run, day, Settings())
     assert (after["champion"], after["rival"], after["alarm"]) == ("v1", None, False) and "came back by a rollback" in after["words"]
-    world.promote("v3", DAYS[85], "v1")                                                    # and a new promotion is watched anew
+    world.promote("v2", DAYS[85], "v1")                                                    # and a new promotion, be it of the same version, is watched anew
     anew = predict.watch(world.store, world.run, DAYS[86], Settings())
-    assert (anew["rival"], anew["n_sessions"], anew["log_wealth"]) == ("v1", 0, 0.0)
+    assert (anew["rival"], anew["n_sessions"], anew["log_wealth"], anew["alarm"]) == ("v1", 0, 0.0, False)
 
 
 def test_an_equal_champion_stays_and_looks_add_up(world):
@@ -265,7 +268,7 @@ def test_outcomes_are_written_once_when_they_are_known(world):
     assert done == {"resolved": 2 * 2 * len(NAMES), "waiting": 2 * 2 * len(NAMES), "other_labels": 4 * len(NAMES)}
     assert predict.resolve(world.store, "m", world.token, world.labels, DAYS[6], LABELS)["resolved"] == 0
     with world.store.read() as conn:
-        kept = pd.DataFrame(db.outcomes(conn, ["v2"]))
+        kept = pd.DataFrame(db.outcomes(conn, ["v2"], DAYS[0].date()))
     now = world.labels["session"].isin(DAYS[2:4]).to_numpy()
     proba = 0.5 * world.true[now] + 0.5 * np.array([4, 4, 3]) / 11
     assert np.allclose(kept["log_loss"], -np.log(proba[np.arange(len(kept)), world.labels.loc[now, "label"]])) and (kept["known_at"] <= DAYS[6].date()).all()
@@ -292,7 +295,7 @@ def test_live_frames_hold_what_earlier_runs_wrote(world):
 
 def test_hindsight_of_the_rival_is_refused_too(world):
     world.promote("v2", DAYS[2], "v1")
-    late = predict.replace(world.said("v1", DAYS[3], 1.0), in_hindsight=True)
+    late = replace(world.said("v1", DAYS[3], 1.0), in_hindsight=True)
     with pytest.raises(ConfigError, match="v1 has learned from"):
         predict.record(world.store, "m", world.token, world.said("v2", DAYS[3], 1.0), late)
     with world.store.read() as conn:
