@@ -992,7 +992,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp) -> T
     }
     moved = {int(w): part.nlargest(5, "score") for w, part in scores.groupby("window")}
     details = {"feature": {w: {"p_check": p, "most_moved": dict(zip(part["feature"], part["score"].round(6).tolist(), strict=True))} for w, part in moved.items()},
-               "joint": {max(rule.windows): joint}, "performance": {0: later["harm"]}, "retrain": {0: {"why": why, "alarm": alarm, "harm": later["harm"]["verdict"]}}}
+               "joint": {max(rule.windows): joint}, "performance": {0: later["harm"]}, "retrain": {0: {"words": why, "alarm": alarm, "harm": later["harm"]["verdict"]}}}
     seen = features if period["source"] == "rows" else features[features["session"] > detector.reference_.end]
     first = sessions[max(len(sessions) - TRACED - max(rule.windows), 0)]
     return TaskOutput(
@@ -1126,7 +1126,7 @@ def shapes_figure(output: TaskOutput) -> "Figure":
 def table(output: TaskOutput) -> pd.DataFrame:
     """One row a window and kind of drift."""
     rows = pd.DataFrame(output.rows["drift_monitoring"])
-    said = [row["details"].get("why") or ", ".join(row["details"].get("most_moved", {})) or row["details"].get("verdict", "") for row in output.rows["drift_monitoring"]]
+    said = [row["details"].get("words") or ", ".join(row["details"].get("most_moved", {})) or row["details"].get("verdict", "") for row in output.rows["drift_monitoring"]]
     shown = rows[["drift_type", "window", "score", "p_value", "detected"]].round(3).assign(**{"most moved, or why": said})
     return shown.rename(columns={"drift_type": "kind", "window": "sessions", "p_value": "p"})
 

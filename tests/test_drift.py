@@ -547,7 +547,7 @@ def test_the_task_retrains_once_for_drift_that_costs():
         if name == "costs":
             history += [{key: row[key] for key in ("score", "p_value", "detected", "details")} | {"session": str(date(2013, 10, 1))} for row in output.rows["drift_monitoring"][-1:]]
     assert [decided[x]["detected"] for x in ("costs", "harmless", "answered")] == [True, False, False]
-    assert "risen by" in decided["costs"]["details"]["why"] and "been answered" in decided["answered"]["details"]["why"]
+    assert "risen by" in decided["costs"]["details"]["words"] and "been answered" in decided["answered"]["details"]["words"]
     assert decided["costs"]["p_value"] <= 0.05 < decided["harmless"]["p_value"]
     bare = drift.run(inputs_of(frame), QUICK, DAYS[999]).documents["drift"]
     assert bare["alarm"] and not bare["retrain"] and "too few labels" in bare["why"]
