@@ -5,6 +5,7 @@ has the very inputs of the unbroken cycle: the same artifacts, decisions of earl
 had changed there would be computed anew, and the digest of the results would show it. With `real=True` a child computes everything.
 """
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -226,8 +227,8 @@ class Stage:
         return self.answer()
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.kill()
+        self.process.communicate()
 
     def home(self, source: str = "base") -> Path:
         """A fresh home with a champion (`base`), or with the unbroken second cycle too (`whole`)."""
@@ -267,6 +268,7 @@ def faults(home: Path) -> list[str]:
     from mltrader.artifacts import ArtifactStore
 
     store, files, found = store_of(home), ArtifactStore(home / "artifacts"), []
+    files.verify = functools.cache(files.verify)  # several tables name the same file
     with store.read() as conn:
         if (said := conn.exec_driver_sql("PRAGMA integrity_check").scalar()) != "ok":
             found.append(f"integrity_check: {said}")
