@@ -287,7 +287,7 @@ OPERATIONS: dict[str, Callable[[list[Any], tuple[Any, ...], Array], Any]] = {
     "multiply": lambda a, p, out: np.multiply(a[0], a[1], out=out), "maximum": lambda a, p, out: np.maximum(a[0], a[1], out=out),
     "minimum": lambda a, p, out: np.minimum(a[0], a[1], out=out), "log": lambda a, p, out: np.log(a[0], out=out),
     "sqrt": lambda a, p, out: np.sqrt(a[0], out=out), "absolute": lambda a, p, out: np.absolute(a[0], out=out),
-    "sign": lambda a, p, out: np.sign(a[0], out=out), "above": lambda a, p, out: k.above(_block(a[0], out), _block(a[1], out), out),
+    "sign": lambda a, p, out: k.sign(a[0], out), "above": lambda a, p, out: k.above(_block(a[0], out), _block(a[1], out), out),
     "quotient": lambda a, p, out: k.quotient(_block(a[0], out), a[1], out), "lag": lambda a, p, out: k.shift(a[0], *p, out),
     "total": lambda a, p, out: k.window_sum(a[0], *p, out), "var": lambda a, p, out: k.window_var(a[0], *p, out),
     "cov": lambda a, p, out: k.window_cov(a[0], a[1], *p, out), "corr": lambda a, p, out: k.correlation(*a, out),
@@ -300,7 +300,7 @@ OPERATIONS: dict[str, Callable[[list[Any], tuple[Any, ...], Array], Any]] = {
     "swing": lambda a, p, out: k.swing(a[0], *p, out), "apply": lambda a, p, out: np.copyto(out, p[0](*a)),
 }
 
-IN_PLACE = frozenset({"add", "subtract", "multiply", "maximum", "minimum", "log", "sqrt", "absolute", "sign"})  # numpy's may write over what they read
+IN_PLACE = frozenset({"add", "subtract", "multiply", "maximum", "minimum", "log", "sqrt", "absolute"})  # numpy's may write over what they read
 LEAVES = ("number", "column")
 
 

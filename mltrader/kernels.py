@@ -6,7 +6,7 @@
 __all__ = ['Array', 'TIE', 'OPTIONS', 'shift', 'window_sum', 'window_max', 'window_var', 'window_cov', 'correlation',
            'window_powers', 'window_moment', 'window_slope', 'window_percentile', 'window_deviation', 'window_quantile',
            'window_age', 'recursive_mean', 'settling', 'run_length', 'parabolic_sar', 'supertrend', 'swing',
-           'row_numbers', 'pack', 'pack_sessions', 'unpack', 'quotient', 'above']
+           'row_numbers', 'pack', 'pack_sessions', 'unpack', 'quotient', 'sign', 'above']
 
 # %% ../nbs/06_kernels.ipynb #9aa283b3
 import math
@@ -471,6 +471,14 @@ def quotient(a: Array, b: Array, out: Array) -> None:
     over, under, to = a.ravel(), b.ravel(), out.ravel()  # views: blocks are contiguous
     for i in range(to.size):
         to[i] = over[i] / under[i] if under[i] > 0 else np.nan
+
+
+@njit(**OPTIONS)
+def sign(x: Array, out: Array) -> None:
+    """-1, 0 or 1; NaN where `x` is missing."""
+    of, to = x.ravel(), out.ravel()
+    for i in range(to.size):
+        to[i] = 1.0 if of[i] > 0 else (-1.0 if of[i] < 0 else of[i])
 
 
 @njit(**OPTIONS)
