@@ -1,4 +1,4 @@
-"""Qlib's Alpha158 in the language of `08_expressions`, without its ten quantiles (148 of 158), for a comparison of like with like.
+"""Qlib's Alpha158 in the language of `08_expressions`, all 158 formulas, for a comparison of like with like.
 
 Names and formulas as in `qlib.contrib.data.loader.Alpha158DL`; windows of 5, 10, 20, 30 and 60 bars.
 """
@@ -17,6 +17,7 @@ from mltrader.expressions import (
     mean,
     minimum,
     percentile,
+    quantile,
     slope,
     std,
     total,
@@ -25,7 +26,6 @@ from mltrader.expressions import (
 
 OPEN, HIGH, LOW, CLOSE, VOLUME, VWAP = (column(name) for name in ("open", "high", "low", "close", "volume", "vwap"))
 SMALL = 1e-12
-QUANTILES = ("QTLU", "QTLD")
 
 
 def bars() -> dict[str, Node]:
@@ -50,9 +50,9 @@ def windows(n: int) -> dict[str, Node]:
         return rise / both, fall / both, (rise - fall) / both
 
     return {f"{name}{n}": node for name, node in zip(
-        ("ROC MA STD BETA RSQR RESI MAX MIN RANK RSV IMAX IMIN IMXD CORR CORD CNTP CNTN CNTD SUMP SUMN SUMD VMA VSTD WVMA VSUMP VSUMN VSUMD").split(), (
+        ("ROC MA STD BETA RSQR RESI MAX MIN QTLU QTLD RANK RSV IMAX IMIN IMXD CORR CORD CNTP CNTN CNTD SUMP SUMN SUMD VMA VSTD WVMA VSUMP VSUMN VSUMD").split(), (
             lag(CLOSE, n) / CLOSE, mean(CLOSE, n) / CLOSE, std(CLOSE, n) / CLOSE, line / CLOSE, line * line * (n * (n + 1) / 12) / var(CLOSE, n),
-            (CLOSE - mean(CLOSE, n) - line * ((n - 1) / 2)) / CLOSE, top / CLOSE, bottom / CLOSE, (percentile(CLOSE, n) * (n - 1) + 1) / n,
+            (CLOSE - mean(CLOSE, n) - line * ((n - 1) / 2)) / CLOSE, top / CLOSE, bottom / CLOSE, quantile(CLOSE, n, 0.8) / CLOSE, quantile(CLOSE, n, 0.2) / CLOSE, (percentile(CLOSE, n) * (n - 1) + 1) / n,
             (CLOSE - bottom) / (top - bottom + SMALL), when_high / n, when_low / n, (when_high - when_low) / n,
             corr(CLOSE, log(VOLUME + 1), n), corr(CLOSE / lag(CLOSE, 1), log(VOLUME / lag(VOLUME, 1) + 1), n),
             mean(up, n), mean(down, n), mean(up, n) - mean(down, n), *shares(change),
@@ -61,5 +61,5 @@ def windows(n: int) -> dict[str, Node]:
 
 
 def features() -> dict[str, Node]:
-    """All 148, by Qlib's names."""
+    """All 158, by Qlib's names."""
     return bars() | {name: node for n in (5, 10, 20, 30, 60) for name, node in windows(n).items()}

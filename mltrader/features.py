@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['Array', 'CLOSE', 'VOLUME', 'INDEX', 'VIX', 'FACTOR', 'OPEN', 'HIGH', 'LOW', 'RATES', 'MARKET_COLUMNS', 'PRICE',
-           'RETURN', 'INDEX_PRICE', 'INDEX_RETURN', 'MIN_SYMBOLS', 'PRIOR_PEERS', 'SESSION', 'BLOCK', 'MACD', 'BEFORE',
-           'TRUE_RANGE', 'ATR', 'TYPICAL', 'BODY', 'SPAN', 'MOMENTUM', 'TREND', 'LOCATION', 'MONEY', 'VOLUMES', 'FLAT',
-           'OVERNIGHT', 'INTRADAY', 'LOG_SPAN', 'VOLATILITY', 'PIVOT', 'SWING_HIGH', 'SWING_LOW', 'RANGE_20', 'PATTERN',
-           'STATISTICAL', 'AVERAGES', 'RANGES', 'STRUCTURE', 'WEEKLY_MACD', 'TIME_FRAMES', 'DERIVED', 'LOG_VIX',
-           'MACRO', 'FALLS', 'CONTEXT', 'TECHNICAL', 'FEATURES', 'GROUPS', 'LATEST', 'returns', 'volatility',
-           'positive', 'Feature', 'session_rank', 'session_mean', 'session_spread', 'sector_relative', 'within_session',
-           'Layout', 'compute', 'rsi', 'channel', 'money_flow', 'cci', 'pressure', 'mean_gap', 'drawdown', 'rebound',
-           'trend_fit', 'directional', 'dx', 'middle', 'relative_volume', 'chaikin', 'vwap', 'parkinson',
-           'rogers_satchell', 'squares', 'nearest_level', 'ordered', 'beta', 'index_corr', 'input_share', 'select',
-           'version', 'rank_correlation', 'nearest', 'run', 'latest', 'missing_inputs', 'figure', 'missing_table',
-           'table']
+           'RETURN', 'INDEX_PRICE', 'INDEX_RETURN', 'MIN_SYMBOLS', 'PRIOR_PEERS', 'MISSING', 'SESSION', 'BLOCK', 'MACD',
+           'BEFORE', 'TRUE_RANGE', 'ATR', 'TYPICAL', 'BODY', 'SPAN', 'MOMENTUM', 'TREND', 'LOCATION', 'MONEY',
+           'VOLUMES', 'FLAT', 'OVERNIGHT', 'INTRADAY', 'LOG_SPAN', 'VOLATILITY', 'PIVOT', 'SWING_HIGH', 'SWING_LOW',
+           'RANGE_20', 'PATTERN', 'STATISTICAL', 'AVERAGES', 'RANGES', 'STRUCTURE', 'WEEKLY_MACD', 'TIME_FRAMES',
+           'DERIVED', 'LOG_VIX', 'MACRO', 'FALLS', 'CONTEXT', 'TECHNICAL', 'FEATURES', 'GROUPS', 'LATEST', 'returns',
+           'volatility', 'positive', 'Feature', 'session_rank', 'session_mean', 'session_spread', 'sector_relative',
+           'within_session', 'Layout', 'compute', 'rsi', 'channel', 'money_flow', 'cci', 'pressure', 'mean_gap',
+           'drawdown', 'rebound', 'trend_fit', 'directional', 'dx', 'middle', 'relative_volume', 'chaikin', 'vwap',
+           'parkinson', 'rogers_satchell', 'squares', 'nearest_level', 'ordered', 'beta', 'index_corr', 'input_share',
+           'select', 'version', 'rank_correlation', 'nearest', 'run', 'latest', 'missing_inputs', 'figure',
+           'missing_table', 'table']
 
 # %% ../nbs/11_features.ipynb #16829b0c
 import math
@@ -108,31 +108,46 @@ class Feature:
 
 # %% ../nbs/11_features.ipynb #79bf9eb9
 MIN_SYMBOLS, PRIOR_PEERS = 5, 2.0
+MISSING = 2**31 - 1  # above the bits of every number
 
 
 def session_rank(values: Array, starts: Array, codes: Array, out: Array) -> None:
     """Share of the session's symbols below each one, ties half, in (0, 1)."""
-    bounds = starts.tolist()  # numpy's sort of one session is several times as fast as a compiled one
-    order = [values[low:high].argsort() for low, high in zip(bounds[:-1], bounds[1:], strict=True)]
-    _ranks(values, np.concatenate(order).astype(np.int32) if order else np.empty(0, np.int32), starts, out)
+    keys, bounds = np.empty(len(values), np.int64), starts.tolist()
+    _keys(np.ascontiguousarray(values, np.float32), starts, keys)
+    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        keys[low:high].sort()  # of whole numbers, in place: four times as fast as the order of floats
+    _ranks(keys, starts, out)
 
 
 @njit(**kernels.OPTIONS)
-def _ranks(values: Array, orders: Array, starts: Array, out: Array) -> None:
-    """Mean ranks from each session's sorting order (NaN last)."""
+def _keys(values: Array, starts: Array, keys: Array) -> None:
+    """Numbers that sort like float32 `values` (NaN last), with the place within the session in the lower 32 bits."""
+    bits = values.view(np.int32)
     for s in range(len(starts) - 1):
-        low, high = starts[s], starts[s + 1]
-        stretch, order, known = values[low:high], orders[low:high], 0
-        for x in stretch:
-            known += x == x
-        out[low:high] = np.nan
+        for i in range(starts[s], starts[s + 1]):
+            size = bits[i] & 0x7FFFFFFF  # sign and size of a float compare like those of its bits, and -0 becomes 0
+            level = size if bits[i] >= 0 else -size
+            level = level if values[i] == values[i] else MISSING
+            keys[i] = level * 2**32 + (i - starts[s])
+
+
+@njit(**kernels.OPTIONS)
+def _ranks(keys: Array, starts: Array, out: Array) -> None:
+    """Mean ranks from each session's sorted keys."""
+    for s in range(len(starts) - 1):
+        low, stretch = starts[s], keys[starts[s]:starts[s + 1]]
+        out[low:low + len(stretch)] = np.nan
+        known = len(stretch)
+        while known > 0 and stretch[known - 1] >> 32 == MISSING:
+            known -= 1
         first = 0
         while first < known and known >= MIN_SYMBOLS:
             last = first
-            while last + 1 < known and stretch[order[last + 1]] == stretch[order[first]]:
+            while last + 1 < known and stretch[last + 1] >> 32 == stretch[first] >> 32:
                 last += 1
             for i in range(first, last + 1):
-                out[low + order[i]] = ((first + last) / 2 + 0.5) / known
+                out[low + (stretch[i] & 0xFFFFFFFF)] = ((first + last) / 2 + 0.5) / known
             first = last + 1
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Array', 'TIE', 'OPTIONS', 'shift', 'window_sum', 'window_max', 'window_var', 'window_cov', 'correlation',
-           'window_powers', 'window_moment', 'window_slope', 'window_percentile', 'window_deviation', 'window_age',
-           'recursive_mean', 'settling', 'run_length', 'parabolic_sar', 'supertrend', 'swing', 'row_numbers', 'pack',
-           'pack_sessions', 'unpack', 'quotient', 'above']
+           'window_powers', 'window_moment', 'window_slope', 'window_percentile', 'window_deviation', 'window_quantile',
+           'window_age', 'recursive_mean', 'settling', 'run_length', 'parabolic_sar', 'supertrend', 'swing',
+           'row_numbers', 'pack', 'pack_sessions', 'unpack', 'quotient', 'sign', 'above']
 
 # %% ../nbs/06_kernels.ipynb #9aa283b3
 import math
@@ -84,17 +84,19 @@ def window_var(x: Array, n: int, out: Array) -> None:
             if t > 0:
                 for i in range(n - 1, -1, -1):
                     one = 1.0 / (n - i)
+                    old, old_2, new, to, to_2 = tail[i + 1], tail_2[i + 1], x[t - n + i], tail[i], tail_2[i]
                     for b in range(symbols):
-                        gap = x[t - n + i, b] - tail[i + 1, b]
-                        tail[i, b] = tail[i + 1, b] + gap * one
-                        tail_2[i, b] = tail_2[i + 1, b] + gap * (x[t - n + i, b] - tail[i, b])
+                        gap = new[b] - old[b]
+                        to[b] = old[b] + gap * one
+                        to_2[b] = old_2[b] + gap * (gap * (1.0 - one))
         one, both, scale = 1.0 / (place + 1), (place + 1) * (n - 1 - place) / n, 1.0 / (n - 1)
+        rest, rest_2, new, to = tail[place + 1], tail_2[place + 1], x[t], out[t]
         for b in range(symbols):
-            gap = x[t, b] - head[b]
-            head[b] += gap * one
-            head_2[b] += gap * (x[t, b] - head[b])
-            apart = head[b] - tail[place + 1, b]
-            out[t, b] = (head_2[b] + tail_2[place + 1, b] + apart * apart * both) * scale
+            gap = new[b] - head[b]
+            mean, square = head[b] + gap * one, head_2[b] + gap * (gap * (1.0 - one))
+            head[b], head_2[b] = mean, square
+            apart = mean - rest[b]
+            to[b] = (square + rest_2[b] + apart * apart * both) * scale
     out[:min(n - 1, bars)] = np.nan
 
 # %% ../nbs/06_kernels.ipynb #7abcef0d
@@ -112,18 +114,18 @@ def window_cov(x: Array, z: Array, n: int, out: Array) -> None:
                 for i in range(n - 1, -1, -1):
                     one = 1.0 / (n - i)
                     for b in range(symbols):
-                        gap = x[t - n + i, b] - tail_x[i + 1, b]
-                        tail_x[i, b] = tail_x[i + 1, b] + gap * one
-                        tail_z[i, b] = tail_z[i + 1, b] + (z[t - n + i, b] - tail_z[i + 1, b]) * one
-                        tail_c[i, b] = tail_c[i + 1, b] + gap * (z[t - n + i, b] - tail_z[i, b])
+                        old_x, old_z = tail_x[i + 1, b], tail_z[i + 1, b]
+                        gap_x, gap_z = x[t - n + i, b] - old_x, z[t - n + i, b] - old_z
+                        tail_x[i, b], tail_z[i, b] = old_x + gap_x * one, old_z + gap_z * one
+                        tail_c[i, b] = tail_c[i + 1, b] + gap_x * (gap_z * (1.0 - one))
         one, both, scale = 1.0 / (place + 1), (place + 1) * (n - 1 - place) / n, 1.0 / (n - 1)
         for b in range(symbols):
-            gap = x[t, b] - head_x[b]
-            head_x[b] += gap * one
-            head_z[b] += (z[t, b] - head_z[b]) * one
-            head_c[b] += gap * (z[t, b] - head_z[b])
-            apart = (head_x[b] - tail_x[place + 1, b]) * (head_z[b] - tail_z[place + 1, b])
-            out[t, b] = (head_c[b] + tail_c[place + 1, b] + apart * both) * scale
+            gap_x, gap_z = x[t, b] - head_x[b], z[t, b] - head_z[b]
+            mean_x, mean_z = head_x[b] + gap_x * one, head_z[b] + gap_z * one
+            product = head_c[b] + gap_x * (gap_z * (1.0 - one))
+            head_x[b], head_z[b], head_c[b] = mean_x, mean_z, product
+            apart = (mean_x - tail_x[place + 1, b]) * (mean_z - tail_z[place + 1, b])
+            out[t, b] = (product + tail_c[place + 1, b] + apart * both) * scale
     out[:min(n - 1, bars)] = np.nan
 
 
@@ -211,18 +213,25 @@ def window_slope(x: Array, n: int, out: Array) -> None:
 def window_percentile(x: Array, n: int, out: Array) -> None:
     """Share of the `n - 1` bars before that lie below today's value, ties (to 1e-10) counted half, in [0, 1]."""
     bars, symbols = x.shape
-    below, missing, scale = np.empty(symbols), np.full(symbols, -1), 0.5 / (n - 1)
+    below, missing, scale = np.zeros(symbols, np.int64), np.full(symbols, -1), 0.5 / (n - 1)
     low, high = np.empty(symbols), np.empty(symbols)
     for t in range(bars):
         for b in range(symbols):
             missing[b] = missing[b] if x[t, b] == x[t, b] else t
             low[b], high[b] = x[t, b] - TIE * abs(x[t, b]), x[t, b] + TIE * abs(x[t, b])
         if t >= n - 1:
-            below[:] = 0.0
-            for k in range(1, n):
+            below[:] = 0
+            last = t - (n - 1) % 4
+            for k in range(t - n + 1, last, 4):  # four bars at once: bounds and counts are fetched and stored once for eight comparisons
+                p, q, r, s = x[k], x[k + 1], x[k + 2], x[k + 3]
                 for b in range(symbols):
-                    past = x[t - k, b]
-                    below[b] += (1.0 if past < low[b] else 0.0) + (1.0 if past <= high[b] else 0.0)
+                    under, upto = low[b], high[b]
+                    below[b] += ((p[b] < under) + (p[b] <= upto) + (q[b] < under) + (q[b] <= upto)
+                                 + (r[b] < under) + (r[b] <= upto) + (s[b] < under) + (s[b] <= upto))
+            for k in range(last, t):
+                p = x[k]
+                for b in range(symbols):
+                    below[b] += (p[b] < low[b]) + (p[b] <= high[b])
             for b in range(symbols):
                 out[t, b] = below[b] * scale if t - missing[b] >= n else np.nan
     out[:min(n - 1, bars)] = np.nan
@@ -244,30 +253,57 @@ def window_deviation(x: Array, mean: Array, n: int, out: Array) -> None:
 
 
 @njit(**OPTIONS)
+def window_quantile(x: Array, n: int, share: float, out: Array) -> None:
+    """Value below which a `share` of the last `n` bars lies, linear between neighbours (pandas' and numpy's default)."""
+    bars, symbols = x.shape
+    ordered, missing = np.full((n + 1, symbols), np.inf), np.full(symbols, -1)  # the window in ascending order, and a bound above it
+    new, old, left = np.empty(symbols), np.empty(symbols), np.empty(symbols)
+    low = int(share * (n - 1))
+    part = share * (n - 1) - low
+    for t in range(bars):
+        for b in range(symbols):  # a missing bar counts as the largest until it has left
+            now, gone = x[t, b], x[max(t - n, 0), b]
+            missing[b] = missing[b] if now == now else t
+            new[b] = now if now == now else np.inf
+            old[b] = gone if (t >= n) & (gone == gone) else np.inf
+        left[:] = -np.inf
+        for i in range(n):
+            here, after = ordered[i], ordered[i + 1]
+            for b in range(symbols):
+                rest = here[b] if here[b] < old[b] else after[b]  # the order without the bar that leaves
+                small = new[b] if new[b] < rest else rest
+                here[b] = small if small > left[b] else left[b]  # and with the new one: the middle of it and its two neighbours
+                left[b] = rest
+        below, above_, to = ordered[low], ordered[min(low + 1, n - 1)], out[t]
+        for b in range(symbols):
+            to[b] = below[b] + (above_[b] - below[b]) * part if t - missing[b] >= n else np.nan
+    out[:min(n - 1, bars)] = np.nan
+
+
+@njit(**OPTIONS)
 def window_age(x: Array, n: int, out: Array) -> None:
     """Bars since the latest maximum of the last `n` bars, divided by `n - 1`: 0 now, 1 at the far end."""
     bars, symbols = x.shape
     head, head_at = np.empty(symbols), np.zeros(symbols)
-    tail, tail_at = np.full((n + 1, symbols), -np.inf), np.zeros((n + 1, symbols))
+    tail, tail_at, scale = np.full((n + 1, symbols), -np.inf), np.zeros((n + 1, symbols)), 1.0 / (n - 1)
     for t in range(bars):
-        place = t % n
+        place, now = t % n, float(t)
         if place == 0:
             head[:] = -np.inf
             if t > 0:
                 for i in range(n - 1, -1, -1):
+                    then = float(t - n + i)
+                    new, old, old_at, to, to_at = x[t - n + i], tail[i + 1], tail_at[i + 1], tail[i], tail_at[i]
                     for b in range(symbols):
-                        new, old = x[t - n + i, b], tail[i + 1, b]
-                        wins = new > old or new != new  # of equal ones the later stays
-                        tail[i, b] = new if wins else old
-                        tail_at[i, b] = t - n + i if wins else tail_at[i + 1, b]
+                        wins = (new[b] > old[b]) | (new[b] != new[b])  # of equal ones the later stays
+                        to[b], to_at[b] = new[b] if wins else old[b], then if wins else old_at[b]
+        new, rest, rest_at, to = x[t], tail[place + 1], tail_at[place + 1], out[t]
         for b in range(symbols):
-            new = x[t, b]
-            wins = new >= head[b] or new != new
-            head[b] = new if wins else head[b]
-            head_at[b] = t if wins else head_at[b]
-            rest = tail[place + 1, b]
-            at = head_at[b] if head[b] >= rest else tail_at[place + 1, b]
-            out[t, b] = (t - at) / (n - 1) if head[b] == head[b] and rest == rest else np.nan
+            wins = (new[b] >= head[b]) | (new[b] != new[b])
+            top, top_at = new[b] if wins else head[b], now if wins else head_at[b]
+            head[b], head_at[b] = top, top_at
+            age = (now - (top_at if top >= rest[b] else rest_at[b])) * scale
+            to[b] = age if (top == top) & (rest[b] == rest[b]) else np.nan
     out[:min(n - 1, bars)] = np.nan
 
 # %% ../nbs/06_kernels.ipynb #df77f36f
@@ -419,9 +455,9 @@ def unpack(block: Array, rows: Array, out: Array) -> None:
         for b in range(symbols):
             together &= rows[t, b] == first + b
         if together:  # the symbols of a session lie side by side: no need to scatter
+            values, to = block[t], out[first:first + symbols]  # in a slice the index is the loop's own, and the loop vectorises
             for b in range(symbols):
-                value = block[t, b]
-                out[first + b] = value if abs(value) < np.inf else np.nan
+                to[b] = values[b] if abs(values[b]) < np.inf else np.nan
         else:
             for b in range(symbols):
                 if rows[t, b] >= 0:
@@ -435,6 +471,14 @@ def quotient(a: Array, b: Array, out: Array) -> None:
     over, under, to = a.ravel(), b.ravel(), out.ravel()  # views: blocks are contiguous
     for i in range(to.size):
         to[i] = over[i] / under[i] if under[i] > 0 else np.nan
+
+
+@njit(**OPTIONS)
+def sign(x: Array, out: Array) -> None:
+    """-1, 0 or 1; NaN where `x` is missing."""
+    of, to = x.ravel(), out.ravel()
+    for i in range(to.size):
+        to[i] = 1.0 if of[i] > 0 else (-1.0 if of[i] < 0 else of[i])
 
 
 @njit(**OPTIONS)

@@ -106,6 +106,7 @@ OPERATIONS = {
     "highest": lambda a, p: a[0].rolling(p[0]).max() if p[1] > 0 else a[0].rolling(p[0]).min(),
     "age": lambda a, p: a[0].rolling(p[0]).apply(lambda w: w[::-1].argmax() / (len(w) - 1), raw=True),
     "percentile": lambda a, p: (a[0].rolling(p[0]).rank() - 1) / (p[0] - 1),
+    "quantile": lambda a, p: a[0].rolling(p[0]).quantile(p[1]),
     "deviation": lambda a, p: a[0].rolling(p[0]).apply(lambda w: np.abs(w - w.mean()).mean(), raw=True),
     "recursion": lambda a, p: recursion(a[0], *p), "streak": lambda a, p: run_length(a[0], *p),
     "sar": lambda a, p: pd.Series(sar(a[0].tolist(), a[1].tolist(), *p)), "swing": lambda a, p: pd.Series(swing(a[0].to_numpy(), *p)),

@@ -38,7 +38,7 @@ LEAVES = st.sampled_from([X, E.log(X), E.column("volume"), E.log(X) - E.lag(E.lo
 
 def grown(children):
     n = st.integers(2, 12)
-    one = st.builds(lambda f, x, m: f(x, m), st.sampled_from([E.lag, E.mean, E.std, E.highest, E.lowest, E.slope, E.age_of_highest, E.percentile,
+    one = st.builds(lambda f, x, m: f(x, m), st.sampled_from([E.lag, E.mean, E.std, E.highest, E.lowest, E.slope, E.age_of_highest, E.percentile, lambda x, m: E.quantile(x, m, 0.2),
                                                              E.wilder, E.ema, E.skewness]), children, n)
     two = st.builds(lambda f, x, z: f(x, z), st.sampled_from([lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a - b, lambda a, b: a / b, E.maximum, E.above]),
                     children, children)

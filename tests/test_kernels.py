@@ -43,6 +43,7 @@ def test_windows_equal_naive_ones(values, n):
         "var": (called(k.window_var, x, n), lambda w: w.var(ddof=1), 1e-9 * size**2), "slope": (called(k.window_slope, x, n), straight, 1e-8 * size),
         "age": (called(k.window_age, x, n), lambda w: w[::-1].argmax() / (n - 1), 0),
         "percentile": (called(k.window_percentile, x, n), lambda w: ((w[:-1] < w[-1]) + 0.5 * (w[:-1] == w[-1])).mean(), 1e-12),
+        "quantile": (called(k.window_quantile, x, n, 0.3), lambda w: np.quantile(w, 0.3), 1e-12 * size),
         "deviation": (called(k.window_deviation, x, called(k.window_sum, x, n) / n, n), lambda w: np.abs(w - w.mean()).mean(), 1e-9 * size),
     }
     for name, (ours, statistic, atol) in cases.items():
@@ -65,7 +66,7 @@ def test_covariance_equals_naive_one(a, b, n):
 WINDOWS = {
     "sum": lambda x: called(k.window_sum, x, 7), "max": lambda x: called(k.window_max, x, 7, 1.0), "var": lambda x: called(k.window_var, x, 7),
     "cov": lambda x: called(k.window_cov, x, x**2, 7), "moment": lambda x: called(k.window_moment, x, 7, 4), "slope": lambda x: called(k.window_slope, x, 7),
-    "age": lambda x: called(k.window_age, x, 7), "percentile": lambda x: called(k.window_percentile, x, 7), "lag": lambda x: called(k.shift, x, 6),
+    "quantile": lambda x: called(k.window_quantile, x, 7, 0.8), "age": lambda x: called(k.window_age, x, 7), "percentile": lambda x: called(k.window_percentile, x, 7), "lag": lambda x: called(k.shift, x, 6),
 }
 OTHERS = {
     "recursion": lambda x: called(k.recursive_mean, x, 0.3, 3, 1), "weekly": lambda x: called(k.recursive_mean, x, 0.3, 2, 5),
