@@ -189,7 +189,7 @@ def events_learned(run: Run, results: Mapping[str, Mapping[str, Any]]) -> list[s
         return []
     from mltrader import events
 
-    return events.learned_from(reports.Upstream("memory", results["memory"]["entries"], ArtifactStore(home() / "artifacts"))["training_set"], waiting)
+    return events.events_in(reports.Upstream("memory", results["memory"]["entries"], ArtifactStore(home() / "artifacts"))["training_set"], waiting)
 
 
 def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Mapping[str, Path], error: str | None = None, findings: Sequence[str] = ()) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def papermill_error(error: BaseException) -> tuple[str, int]:
     seen = error
     while type(seen).__module__.startswith("ploomber") and (seen.__cause__ or seen.__context__):  # its wrapping says less than what is in it
         seen = seen.__cause__ or seen.__context__
-    return f"{type(seen).__name__}: {seen}", getattr(seen, "exit_code", 1)
+    return (str(seen) if isinstance(seen, MltraderError) else f"{type(seen).__name__}: {seen}"), getattr(seen, "exit_code", 1)
 
 # %% ../nbs/60_orchestrator.ipynb #cf054971
 def failure_kind(error: BaseException) -> str:
