@@ -449,6 +449,8 @@ app.add_typer(notify_app, name="notify")
 def schedule(
     run: Annotated[bool, typer.Option("--run", help="Stay, and run what is due, until SIGTERM or Ctrl-C.")] = False,
     form: Annotated[str, typer.Option("--for", help="systemd or cron: what to print.")] = "systemd",
+    beat: Annotated[float, typer.Option(min=0.1, hidden=True, help="Seconds between two looks.")] = 60.0,
+    kernels: Annotated[bool, typer.Option("--kernels/--no-kernels", hidden=True, help="Execute the notebooks of a cycle, or only their functions.")] = True,
     dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
     """When it runs by itself: units to install, or a process that stays. Example: mltrader schedule --for cron"""
@@ -463,7 +465,8 @@ def schedule(
         from mltrader.store import Store
 
         typer.echo(f"Next due {due:%Y-%m-%d %H:%M} UTC; stop with Ctrl-C.", err=True)
-        plan.run_forever(plan.Scheduler(settings, Store(), {name: plan.command_job(*words) for name, words in plan.JOBS.items()}))
+        jobs = {name: plan.command_job(*words, *(["--no-kernels"] if name == "cycle" and not kernels else [])) for name, words in plan.JOBS.items()}
+        plan.run_forever(plan.Scheduler(settings, Store(), jobs), beat)
         return
     units, cron = plan.systemd_units(settings, now), plan.cron_lines(settings, now)
     text = [f"# {name}\n{unit}" for name, unit in units.items()] if form == "systemd" else [cron]
