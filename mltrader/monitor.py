@@ -128,7 +128,7 @@ def foresee(run: Run) -> str:
     rows = predict.record(run.store, run.run_id, run.token, said.champion, said.rival)
     last = said.champion.frame[said.champion.frame["session"] == said.champion.frame["session"].max()]
     silent = float(last["abstain"].mean())
-    return f"{said.champion.name} spoke of {len(last)} symbols and is silent on {silent:.0%}; {rows} predictions recorded. {said.words}"
+    return f"{said.champion.name} spoke of {len(last)} symbols and is silent on {silent:.0%}; {rows} predictions recorded{', the rival among them' if said.rival else ''}."
 
 
 def look_back(run: Run, labels: TaskOutput, as_of: Any) -> str:
@@ -149,7 +149,7 @@ def keep_watch(run: Run, as_of: Any) -> str:
 def drift_words(output: TaskOutput) -> str:
     """One sentence on drift."""
     found = output.documents["drift"]
-    return f"Drift score {found['score']:.2f}: {found.get('why') or ('drift is significant' if found['detected'] else 'no significant drift')}"
+    return f"Drift score {found['score']:.2f}: {found.get('why') or ('drift is significant' if found['detected'] else 'no significant drift')}."
 
 
 def event_words(output: TaskOutput) -> list[str]:

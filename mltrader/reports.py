@@ -730,7 +730,7 @@ def badge(text: str) -> str:
 def run_index(manifest: Mapping[str, Any]) -> str:
     """The page of one run: what ran, what was reused, what failed, with links."""
     rows = []
-    for task, info in manifest["tasks"].items():
+    for task, info in sorted(manifest["tasks"].items(), key=lambda item: TASKS.index(item[0])):
         stem = task + (".FAILED" if info["status"] == "failed" else "")
         links = " ".join(f"<a href={stem}.{kind}>{kind}</a>" for kind in ("html", "ipynb") if f"{stem}.{kind}" in manifest["files"])
         source = f"reused from {escape(info['source_run_id'])}" if info.get("source_run_id") else escape(info["status"])
@@ -760,9 +760,9 @@ def all_runs_index(folder: Path) -> str:
     daily: list[str] = []
     for m in sorted(manifests, key=lambda m: (str(m.get("started_at")), m["run_id"]), reverse=True):
         if m.get("kind") == "monitor":
-            found = "; ".join(m.get("findings") or [])
+            found = " ".join(m.get("findings") or [m.get("error") or ""])
             daily.append(f"<tr><td><a href={escape(m['run_id'])}/index.html>{escape(m['run_id'])}</a></td><td class=text>{badge(m['status'])}</td>"
-                         f"<td>{escape(str(m.get('as_of') or '–'))}</td><td class='text wrap'>{escape(found)}</td></tr>")
+                         f"<td style='white-space:nowrap'>{escape(str(m.get('as_of') or '–'))}</td><td class='text wrap'>{escape(found)}</td></tr>")
             continue
         count = {s: sum(t["status"] == s for t in m["tasks"].values()) for s in ("ran", "reused", "failed", "aborted")}
         tasks = ", ".join(f"{n} {s}" for s, n in count.items() if n)
