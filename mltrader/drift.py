@@ -811,7 +811,8 @@ def retrain_decision(
     if np.isnan(score):
         return False, "no window could be scored: nothing is known about drift"
     if not alarm:
-        return False, f"no alarm: the highest score of any window is {score:.2f} (threshold {settings.threshold:.2f}), or chance explains it"
+        said = f"no alarm: the highest score of any window is {score:.2f}"
+        return False, f"{said}, and chance explains it" if score > settings.threshold else f"{said}, at most the threshold of {settings.threshold:.2f}"
     if harm["verdict"] == "insufficient":
         return False, f"alarm, but too few labels have matured to say whether the loss has risen ({harm['live_blocks']} blocks of {settings.block_sessions} sessions)"
     if harm["verdict"] != "harm":
