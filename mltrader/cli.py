@@ -93,9 +93,12 @@ def cycle(
 
 # %% ../nbs/90_cli.ipynb #124eb892
 def _store() -> Any:
-    from mltrader.store import Store
+    from mltrader.store import MIGRATIONS, Store
 
-    return Store(create=False)
+    store = Store(create=False)
+    if (found := store.version()) < len(MIGRATIONS):
+        raise ConfigError(f"The store has version {found}, this mltrader works with {len(MIGRATIONS)}: run `mltrader store migrate`. Nothing is lost by it.")
+    return store
 
 
 def _run_row(run_id: str) -> dict[str, Any]:
@@ -121,10 +124,10 @@ def status(as_json: Json = False) -> None:
     try:
         store = _store()
     except ConfigError as error:
-        say({"state": "empty"}, as_json, str(error))
+        say({"state": "outdated" if "migrate" in str(error) else "empty"}, as_json, str(error))
         return
     with store.read() as conn:
-        last = (db.runs(conn, 1, kind="cycle") or [None])[0]
+        last, watched = ((db.runs(conn, 1, kind=kind) or [None])[0] for kind in ("cycle", "monitor"))
         lease, best = db.current_lease(conn), db.alias_target(conn, CHAMPION)
     settings, now = load_settings(), Clock().now()
     running = lease["holder"] if lease and lease["holder"] and lease["expires_at"] > now else None
@@ -135,12 +138,16 @@ def status(as_json: Json = False) -> None:
         ended = f"vintage {state['yfinance']['vintage'][:12]}" if "yfinance" in state else "nothing fetched yet; run `mltrader data sync`"
     ended = "; ".join([str(ended), *(f"{name} DEGRADED, stale since {said['degraded']['since']}" for name, said in state.items() if said.get("degraded"))])
     value = {"running": running, "last_run": last and {k: last[k] for k in ("id", "status", "verdict", "as_of", "completed_at", "error_message")},
+             "last_monitor": watched and {k: watched[k] for k in ("id", "status", "as_of", "completed_at", "error_message")},
              "champion": best and {"name": best["name"], "id": best["id"], "as_of": best["as_of"], "run": best["moved_by"]}, "data": ended,
              "due": due, "reason": reason}
     lines = [f"running    {running or 'nothing'}"]
     lines.append(f"last run   {last['id']}: {last['status']}, verdict {last['verdict'] or '–'}, as of {last['as_of'] or '–'}" if last else "last run   none")
     if last and last["error_message"]:
         lines.append(f"           {last['error_message'].splitlines()[0]}")
+    if watched:
+        lines.append(f"monitor    {watched['id']}: {watched['status']}, as of {watched['as_of'] or '–'}")
+        lines += [f"           {watched['error_message'].splitlines()[0]}"] if watched["error_message"] else []
     lines.append(f"champion   {best['name']} ({best['id'][:12]}, as of {best['as_of']}, by {best['moved_by']})" if best else "champion   none")
     lines.append(f"data       {settings.market.provider}: {ended}")
     lines.append(f"cycle due  {'yes' if due else 'no'}: {reason}")
@@ -267,7 +274,7 @@ def drift(as_json: Json = False) -> None:
 
     with _store().read() as conn:
         rows = db.last_drift(conn)
-    shown = [{**row, "details": (row["details"] or {}).get("why")} for row in rows]
+    shown = [{**row, "details": (row["details"] or {}).get("words")} for row in rows]
     columns = ["session", "drift_type", "window", "score", "p_value", "detected"]
     words = [row["details"] for row in shown if row["details"]]
     say(rows, as_json, "\n".join([as_table(shown, columns), *words]) if rows else "No run has looked for drift yet.")
@@ -297,7 +304,7 @@ def verify(run: Annotated[str | None, typer.Argument(help="A run id; all runs if
     if run and run not in known:
         raise ConfigError(f"There is no finished run {run!r}; known are {known[:10] or 'none'}.")
     faults = {name: reports.verify_run(store, name, folder, ArtifactStore(home() / "artifacts")) for name in ([run] if run else known)}
-    bad = [fault for found in faults.values() for fault in found]
+    bad = [fault for found in faults.values() for fault in found] + ([] if run else reports.damaged_products())
     say({"verified": len(faults), "faults": bad}, as_json, "\n".join(bad) if bad else f"{len(faults)} run(s) verified: every hash and every link fits.")
     if bad:
         raise typer.Exit(1)

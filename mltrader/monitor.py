@@ -87,12 +87,6 @@ def refresh(settings: Settings, clock: Clock) -> list[str]:
 def _inputs(run: Run) -> dict[str, reports.Upstream]:
     """The day's products, as a task would be given them."""
     artifacts = ArtifactStore(home() / "artifacts")
-    return {task: reports.Upstream(task, reports.read_outputs(run.products / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes", "labels")}
-
-
-def _inputs(run: Run) -> dict[str, reports.Upstream]:
-    """The day's products, as a task would be given them."""
-    artifacts = ArtifactStore(home() / "artifacts")
     return {task: reports.Upstream(task, reports.read_outputs(run.products / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes")}
 
 
@@ -105,12 +99,18 @@ def heal(run: Run) -> str:
         If the champion is damaged and no earlier one is whole: the next cycle has to make one.
     """
     best, artifacts = registry.champion(run.store), ArtifactStore(home() / "artifacts")
-    fault = next((fault for entry in (best["manifest"]["components"].values() if best else ()) if (fault := artifacts.verify(entry["sha256"]))), None)
-    if fault is None:
+
+    def damage(manifest):
+        kept = [manifest[name] for name in ("evaluation", "without_event", "drift_reference") if manifest.get(name)]  # drift and the gate cannot do without
+        return next((fault for entry in [*manifest["components"].values(), *kept] if (fault := artifacts.verify(entry["sha256"]))), None)
+
+    if best is None or (fault := damage(best["manifest"])) is None:
         return ""
     with run.store.read() as conn:
         as_of = max(row["as_of"] for row in db.runs(conn) if row["as_of"] is not None)
-        earlier = [move["name"] for move in db.promotions(conn, registry.CHAMPION) if move["model_version"] != best["id"]]
+        reached = best["rollback_to"] or best["move_id"]  # what came after was sent back
+        moves = [move for move in db.promotions(conn, registry.CHAMPION) if move["id"] < reached and move["model_version"] != best["id"]]
+        earlier = [move["name"] for move in moves if damage(db.version_row(conn, move["model_version"])["manifest"]) is None]
     for name in reversed(earlier):
         try:
             back = registry.rollback(run.store, artifacts, run.run_id, run.token, as_of, run.clock, name)
@@ -122,9 +122,10 @@ def heal(run: Run) -> str:
 
 def foresee(run: Run) -> str:
     """Record what the champion, and its rival in the shadow, say of the last session (and of recent ones that were missed); returns it in words."""
-    if registry.champion(run.store) is None:
-        return "There is no champion yet: nothing was predicted."
-    said = predict.shadow(run.store, None, _inputs(run))
+    inputs = _inputs(run)
+    if predict.rival_of(run.store, inputs["features"]["latest"]["session"].max())[0] is None:
+        return "There was no champion at that session: nothing was predicted."
+    said = predict.shadow(run.store, None, inputs)
     rows = predict.record(run.store, run.run_id, run.token, said.champion, said.rival)
     last = said.champion.frame[said.champion.frame["session"] == said.champion.frame["session"].max()]
     silent = float(last["abstain"].mean())
@@ -140,7 +141,8 @@ def look_back(run: Run, labels: TaskOutput, as_of: Any) -> str:
 def keep_watch(run: Run, as_of: Any) -> str:
     """Look at the live evidence, and send the champion back if it says so; returns it in words."""
     seen = predict.watch(run.store, run, as_of, run.settings)
-    if not seen["alarm"]:
+    live = registry.champion(run.store)
+    if not seen["alarm"] or live is None or live["id"] != seen["champion"]:  # a look back at an earlier reign moves nothing
         return seen["words"]
     back = registry.rollback(run.store, ArtifactStore(home() / "artifacts"), run.run_id, run.token, to_session(as_of).date(), run.clock, seen["rival"])
     return f"{seen['words']} Rolled back: {back} is the champion again."

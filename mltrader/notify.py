@@ -72,7 +72,7 @@ def _decisions(run: Mapping[str, Any], gate: Mapping[str, Any] | None, moves: Se
             why = plain(gate["notes"]) if gate and gate["notes"] else "All rules that apply have passed."
             yield Message("promotion", "info", f"{name} is the new champion", f"The challenger was promoted.\nWhy: {why}\nIn place of: {before}", f"{run['id']}:{name}")
         else:
-            alarm = "the watch over its live predictions raised an alarm" + (f" after {watch[-1]['n_sessions']} sessions" if watch and watch[-1]["n_sessions"] else "")
+            alarm = f"the watch over its live predictions raised an alarm after {watch[-1]['n_sessions']} sessions" if watch else "a file of the champion is damaged on disk; `mltrader verify` names it"
             why, severity = (f"asked for ({plain(run['trigger'], 100)})", "warning") if run["kind"] == "rollback" else (alarm, "critical")
             yield Message("rollback", severity, f"rolled back to {name}", f"{name} is the champion again, in place of {before}.\nWhy: {why}", f"{run['id']}:rollback")
     if gate and gate["verdict"] != "PROMOTE":

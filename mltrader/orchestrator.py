@@ -99,7 +99,7 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     with store.write() as conn:
         for lost in db.reap_lost_runs(conn, clock):
             notify.announce_run(conn, lost, settings, clock)
-        run_id = f"run_{clock.stamp()}"
+        trigger, run_id = trigger[:200], f"run_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two runs within one second
         token = db.take_lease(conn, run_id, seconds, clock)
@@ -133,7 +133,8 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
             ended = db.runs(conn, run_id=run_id)[0]
         failpoint("release:after", store.url.database)
         log.event("run", f"{kind}: {ended['status']}", level="info" if ended["status"] == "success" else "error", run_id=run_id, clock=clock, error=ended["error_message"])
-        notify.deliver(store, settings, clock)
+        if ended["status"] != "interrupted":  # its message waits: whoever interrupts wants the process gone
+            notify.deliver(store, settings, clock)
 
 # %% ../nbs/60_orchestrator.ipynb #e8edcda1
 def check_lease(run: Run) -> None:
@@ -201,7 +202,8 @@ def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Map
     learned = events_learned(run, results) if status == "success" else []
     with run.store.write() as conn:
         db.check_token(conn, run.token)
-        db.mark_trained(conn, run.run_id, learned)
+        if status == "success" and run.kind == "cycle":
+            db.mark_trained(conn, run.run_id, learned)
         for task, info in results.items():
             if info["status"] == "ran":
                 db.note_attempts(conn, run.run_id, task, info["attempts"] or 1)
@@ -470,7 +472,8 @@ class BuildExecutor:
                 began = self.clock.now()
                 begin(task.name)
                 try:
-                    persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
+                    with limited(run):
+                        persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
                 except (Exception, KeyboardInterrupt) as error:
                     statuses[task.name] = "failed"
                     notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
@@ -594,7 +597,7 @@ class TrainingOrchestrator:
             days = (now - last["completed_at"]).total_seconds() / 86400
             if days >= training.training_interval_days:
                 return True, f"scheduled: last training {days:.1f} days ago"
-            drift = db.drift_since(conn, last["completed_at"])
+            drift = db.drift_since(conn, last["token"])
             if drift is not None and drift > training.min_drift_for_retrain:
                 return True, f"drift: score {drift:.4g} above {training.min_drift_for_retrain:.4g}, and the loss has risen"
             if events := db.untrained_events(conn):
@@ -612,8 +615,9 @@ class TrainingOrchestrator:
         started = self.clock.now()
         try:
             manifest = _build_with_ploomber(trigger, force, self.clock) if kernels else run_inline(trigger, settings=self.settings, store=self.store, clock=self.clock)
-        except (MltraderError, OSError) as error:  # a disk that is full may refuse even the record of it
-            return {"success": False, "error": str(error), "exit_code": getattr(error, "exit_code", 1), "run_id": getattr(error, "run_id", None), "promoted": False,
+        except Exception as error:  # also what Ploomber raises before any task runs, and a disk too full for the record
+            message, code = papermill_error(error)
+            return {"success": False, "error": message, "exit_code": code, "run_id": getattr(error, "run_id", None), "promoted": False,
                     "duration_minutes": (self.clock.now() - started).total_seconds() / 60}
         with self.store.read() as conn:
             run = db.runs(conn, run_id=manifest["run_id"])[0] if manifest else next((r for r in db.runs(conn, kind="cycle") if r["status"] == "success"), None)

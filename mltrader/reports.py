@@ -473,6 +473,11 @@ def _show_whole_tables() -> None:
     pd.set_option("display.max_rows", 300)
 
 
+def _if_whole(artifacts: ArtifactStore, entry: Mapping[str, Any] | None) -> Any:
+    """What an artifact holds; None if there is none, or it is damaged: drift then says that it does not know, and the gate that the evidence does not reach."""
+    return artifacts.get(entry) if entry and artifacts.verify(entry["sha256"]) is None else None
+
+
 def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any) -> dict[str, Any]:
     """What drift is measured against besides bars: the champion in force before `as_of` with its stored out-of-fold predictions and drift reference, and what it has said since."""
     record, rows = None, {}
@@ -482,7 +487,7 @@ def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any)
             record = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
             rows = db.live_rows(conn, record and record["id"], day)
     manifest = record["manifest"] if record else {}
-    kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "drift_reference")}
+    kept = {name: _if_whole(artifacts, manifest.get(name)) for name in ("evaluation", "drift_reference")}
     return {"champion": {"record": record, **kept}, "live": {name: _session_frame(found) for name, found in rows.items()}}
 
 
@@ -512,7 +517,7 @@ def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | 
         looks, spent = db.looks_of_reign(conn, registry.CHAMPION, [row["run_id"] for row in again] + ([run_id] if run_id else []), undone)
         trials = db.count_trials(conn, other_than=evaluation)
     manifest = record["manifest"] if record else {}
-    kept = {name: artifacts.get(manifest[name]) if manifest.get(name) else None for name in ("evaluation", "without_event")}
+    kept = {name: _if_whole(artifacts, manifest.get(name)) for name in ("evaluation", "without_event")}
     return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1, "spent": spent}}
 
 # %% ../nbs/51_reports.ipynb #cee34714
@@ -818,8 +823,9 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         written = db.rows_digest(conn, run_id)
     if row is None or row["manifest_digest"] != manifest.get("manifest"):
         faults.append(f"{run_id}: the store knows another manifest ({(row or {}).get('manifest_digest')})")
-    for table, digest in manifest.get("decisions", {}).items():
-        if written.get(table) != digest:
+    signed = manifest.get("decisions")
+    for table in sorted({*signed, *written}) if signed is not None else ():
+        if written.get(table) != signed.get(table):
             faults.append(f"{run_id}: the rows that it wrote into the table {table} were changed")
     previous = manifest.get("previous")
     if previous:

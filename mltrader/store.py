@@ -341,7 +341,7 @@ def _autonomy(conn: sa.Connection) -> None:
         model_predictions.create(conn)
         if kept:
             kinds = dict(conn.execute(sa.select(training_runs.c.id, training_runs.c.kind)).all())
-            conn.execute(model_predictions.insert(), [{**row, "role": "champion" if kinds[row["run_id"]] == "predict" else "candidate"} for row in kept])
+            conn.execute(model_predictions.insert(), [{**{key: value for key, value in row.items() if key != "id"}, "role": "champion" if kinds[row["run_id"]] == "predict" else "candidate"} for row in kept])
 
 
 def _steady_lease(conn: sa.Connection) -> None:
@@ -877,10 +877,10 @@ def replay_versions(conn: sa.Connection, before: Any) -> dict[str, int]:
     return {str(name): int(n) for name, n in conn.execute(query)}
 
 
-def drift_since(conn: sa.Connection, moment: datetime) -> float | None:
-    """Highest drift score that asked for a retraining in runs started after `moment`: an alarm that harm confirms; None if there was none."""
+def drift_since(conn: sa.Connection, token: int) -> float | None:
+    """Highest drift score that asked for a retraining in runs with a later token: an alarm that harm confirms; None if there was none."""
     query = (sa.select(sa.func.max(drift_monitoring.c.score)).join_from(drift_monitoring, training_runs, drift_monitoring.c.run_id == training_runs.c.id)
-             .where(training_runs.c.started_at > moment, drift_monitoring.c.detected.is_(True), drift_monitoring.c.drift_type == "retrain"))
+             .where(training_runs.c.token > token, drift_monitoring.c.detected.is_(True), drift_monitoring.c.drift_type == "retrain"))
     return conn.execute(query).scalar()
 
 
@@ -902,7 +902,7 @@ def drift_history(conn: sa.Connection, before: Any, limit: int = 250) -> list[di
 
 def untrained_events(conn: sa.Connection) -> list[str]:
     """Events that are merged into the archive, but no model has learned from them yet."""
-    return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged")
+    return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged" and row["triggered_retraining"])
 
 # %% ../nbs/02_store.ipynb #0a1d66cf
 UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
@@ -920,7 +920,8 @@ def rows_digest(conn: sa.Connection, run_id: str) -> dict[str, str]:
             if name == "model_promotion_history":
                 rules = sa.select(gate_verdicts).where(gate_verdicts.c.gate_id.in_([row["id"] for row in rows])).order_by(gate_verdicts.c.id)
                 rows += [dict(row) for row in conn.execute(rules).mappings()]
-            digests[name] = digest_json([{key: _utc(value) if isinstance(value, datetime) else value for key, value in clean(row).items()} for row in rows])
+            plain = [{key: _utc(value) if isinstance(value, datetime) else value for key, value in clean(row).items() if value is not None} for row in rows]
+            digests[name] = digest_json(plain)  # without what is empty: a column that a later version adds changes nothing
     return digests
 
 # %% ../nbs/02_store.ipynb #0a99be12
@@ -973,11 +974,16 @@ def mark_trained(conn: sa.Connection, run_id: str, names: Sequence[str]) -> list
 
     Other names (canonical events, events trained on before) are left alone, so that a cycle can pass on all that its training set names.
     """
-    waiting = [row for row in captured_events(conn) if row["state"] == "merged" and row["event_name"] in set(names)]
-    rows = [{**{key: value for key, value in row.items() if key not in ("id", "run_id")}, "state": "trained", "triggered_retraining": False,
-             "trained_by": run_id} for row in waiting]
+    days = dict(conn.execute(sa.select(training_runs.c.id, training_runs.c.as_of)).all())
+    rows = []
+    for row in captured_events(conn):
+        learned = row["state"] == "merged" and row["event_name"] in set(names)
+        seen = row["state"] == "merged" and row["triggered_retraining"] and (row["run_id"] == run_id or (days[row["run_id"]] or date.max) < (days[run_id] or date.min))
+        if learned or seen:  # seen, and left out by [memory]: it is not asked for again
+            kept = {key: value for key, value in row.items() if key not in ("id", "run_id")} | {"triggered_retraining": False}
+            rows.append(kept | ({"state": "trained", "trained_by": run_id} if learned else {}))
     write_rows(conn, run_id, {"dynamic_events": rows})
-    return sorted(row["event_name"] for row in rows)
+    return sorted(row["event_name"] for row in rows if row["state"] == "trained")
 
 # %% ../nbs/02_store.ipynb #45cfd7dc
 def unfinished_decisions(conn: sa.Connection, data_digest: str) -> list[dict[str, Any]]:
@@ -1046,9 +1052,10 @@ def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str
 
 
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
-    """Sessions since `since` of which a version's predictions as champion or rival are on record."""
-    t = model_predictions
-    return set(conn.execute(sa.select(t.c.session).where(t.c.model_version == version, t.c.session >= since, t.c.role != "candidate").distinct()).scalars())
+    """Sessions since `since` of which a monitor run has recorded a version's predictions, as champion or rival: all of them, while somebody may have asked for one symbol only."""
+    t, r = model_predictions, training_runs
+    return set(conn.execute(sa.select(t.c.session).join_from(t, r, t.c.run_id == r.c.id).where(
+        t.c.model_version == version, t.c.session >= since, t.c.role != "candidate", r.c.kind == "monitor").distinct()).scalars())
 
 
 def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:

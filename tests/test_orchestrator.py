@@ -14,7 +14,7 @@ from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
 from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
-from mltrader.monitor import monitor
+from mltrader.monitor import heal, keep_watch, monitor
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
 
@@ -438,5 +438,40 @@ def test_a_damaged_result_is_made_again_and_never_read(world):
     path.write_bytes(whole[:-1])
     try:
         assert orchestrator.drop_damaged() == ["regimes"] and not any(mark.exists() for mark in marks)  # Ploomber takes the task as never done
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_look_back_at_an_earlier_reign_moves_nothing(world, april, monkeypatch):
+    """An alarm about a pair that is not in force any more is a finding, no rollback."""
+    before = registry.champion(world.store)["id"]
+    monkeypatch.setattr(predict, "watch", lambda *_: {"alarm": True, "champion": "0" * 64, "rival": before, "words": "A bet on the past was won."})
+    with orchestrator.open_run("monitor", "test", world.store, load_settings(), Clock()) as run:
+        assert keep_watch(run, "2022-04-28") == "A bet on the past was won." and registry.champion(world.store)["id"] == before
+
+
+def test_healing_never_brings_back_what_was_sent_back(world, april, monkeypatch):
+    """Of three promotions the second is in force again after a rollback; when it is damaged, the first takes over, not the third."""
+    moves = [{"id": n, "name": f"production_v{n}", "model_version": f"m{n}"} for n in (1, 2, 3)]
+    manifest = {"components": {"meta": {"sha256": "0" * 64}}}
+    monkeypatch.setattr(registry, "champion", lambda *_: {"id": "m2", "name": "production_v2", "manifest": manifest, "rollback_to": 2, "move_id": 4})
+    monkeypatch.setattr(db, "promotions", lambda *_: moves)
+    monkeypatch.setattr(db, "version_row", lambda *_: {"manifest": {"components": {}}})
+    monkeypatch.setattr(registry, "rollback", lambda *arguments: arguments[-1])
+    with orchestrator.open_run("monitor", "test", world.store, load_settings(), Clock()) as run:
+        assert "so production_v1 is the champion again" in heal(run)
+
+
+@pytest.mark.parametrize("name", ["evaluation", "drift_reference"])
+def test_a_damaged_file_of_the_champions_evidence_does_not_stop_the_days_work(world, april, name):
+    best = registry.champion(world.store)
+    path = ArtifactStore(home() / "artifacts").path(best["manifest"][name]["sha256"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    try:
+        inputs = reports._watched_champion(world.store, ArtifactStore(home() / "artifacts"), "2022-04-29")["champion"]
+        assert inputs["record"]["id"] == best["id"] and inputs[name] is None
+        again = reports._live_champion(world.store, ArtifactStore(home() / "artifacts"), None, "d")["champion"]
+        assert again["record"]["id"] == best["id"] and (again.get(name) is None)
     finally:
         path.write_bytes(whole)

@@ -101,7 +101,7 @@ def test_drift_asks_for_a_cycle_only_above_its_threshold_and_confirmed_by_harm(s
     boss.clock = Clock(NOON.after(hours=2))
     asked = []
     with store.write() as conn:
-        db.start_run(conn, "m", "monitor", "test", 0, {}, "d", later)
+        db.start_run(conn, "m", "monitor", "test", run.token + 1, {}, "d", later)
     for kind, score, detected in (("feature", 0.9, True), ("performance", 0.9, True), ("retrain", 0.9, False), ("retrain", 0.15, True), ("retrain", 0.1501, True)):
         with store.write() as conn:
             db.write_rows(conn, "m", {"drift_monitoring": [dict(session=date(2024, 1, 2), drift_type=kind, window=60, score=score, detected=detected)]})
@@ -143,6 +143,59 @@ def test_a_changed_row_is_named_by_verify(store, home, table, statement):
     assert reports.verify_run(*check) == []
     tampered(store, statement)
     assert reports.verify_run(*check) == [f"{run.run_id}: the rows that it wrote into the table {table} were changed"]
+
+
+@pytest.mark.parametrize(("table", "statement"), [
+    ("dynamic_events", "INSERT INTO dynamic_events (run_id, event_name, state) VALUES ('{run}', 'forged', 'trained')"),
+    ("drift_monitoring", "INSERT INTO drift_monitoring (run_id, session, drift_type, score, detected) VALUES ('{run}', '2024-01-02', 'retrain', 0.9, 1)"),
+])
+def test_a_forged_row_is_named_too(store, home, table, statement):
+    with open_run("monitor", "test", store, settings_for(home), NOON) as run:
+        close_run(run, "success", {}, {})
+    check = (store, run.run_id, home / "reports", ArtifactStore(home / "artifacts"))
+    assert reports.verify_run(*check) == []
+    tampered(store, statement.format(run=run.run_id))
+    assert reports.verify_run(*check) == [f"{run.run_id}: the rows that it wrote into the table {table} were changed"]
+
+
+def test_an_event_that_the_training_set_leaves_out_is_asked_for_once(store, home):
+    day = date(2024, 1, 2)
+
+    def merged(asked):
+        return dict(event_name="dynamic_20231002", state="merged", added_to_archive=True, triggered_retraining=asked, start_date=day)
+
+    boss = TrainingOrchestrator(store, NOON, settings_for(home))
+    with open_run("monitor", "test", store, boss.settings, NOON) as run, store.write() as conn:
+        db.set_as_of(conn, run.run_id, day)
+        db.write_rows(conn, run.run_id, {"dynamic_events": [merged(True)]})
+        db.finish_run(conn, run.run_id, "success", NOON)
+        assert db.untrained_events(conn) == ["dynamic_20231002"]
+    later = Clock(NOON.after(hours=1))
+    with open_run("cycle", "test", store, boss.settings, later) as run, store.write() as conn:
+        db.set_as_of(conn, run.run_id, date(2024, 1, 3))
+        assert db.mark_trained(conn, run.run_id, []) == []
+        db.finish_run(conn, run.run_id, "success", later)
+    with store.read() as conn:
+        assert db.untrained_events(conn) == [] and db.captured_events(conn)[0]["state"] == "merged"  # it waits, but asks no more
+    boss.clock = Clock(NOON.after(hours=2))
+    assert boss.should_run_training()[0] is False
+
+
+def test_what_breaks_before_any_task_is_a_result_not_a_traceback(store, home, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("DAG render failed: invalid syntax in 12_regimes")
+
+    monkeypatch.setattr(orchestrator, "_build_with_ploomber", broken)
+    found = TrainingOrchestrator(store, settings=settings_for(home)).run_training_cycle(trigger="manual")
+    assert found["success"] is False and "invalid syntax in 12_regimes" in found["error"] and found["exit_code"] == 1
+
+
+def test_an_outdated_store_says_what_to_do(store, home):
+    with store.write() as conn:
+        conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="5"))
+    result = CliRunner().invoke(app, ["history"])
+    assert "run `mltrader store migrate`" in str(result.exception)
+    assert json.loads(CliRunner().invoke(app, ["status", "--json"]).stdout)["state"] == "outdated"
 
 
 def test_each_run_keeps_its_settings_and_two_can_be_compared(store, home):

@@ -360,7 +360,7 @@ def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(t
     with new.write() as conn:
         assert compare_metadata(MigrationContext.configure(conn), db.metadata) == []
         rows = [dict(row) for row in conn.execute(sa.select(db.model_predictions).order_by(db.model_predictions.c.id)).mappings()]
-        assert [(r["id"], r["role"], r["session"], r["proba_buy"], r["abstain"]) for r in rows] == [(3, "candidate", DAY, 0.3, False), (4, "champion", DAY, 0.3, True)]
+        assert [(r["id"], r["role"], r["session"], r["proba_buy"], r["abstain"]) for r in rows] == [(1, "candidate", DAY, 0.3, False), (2, "champion", DAY, 0.3, True)]
         conn.execute(db.model_predictions.insert().values(run_id="p", role="rival", session=DAY, symbol="JPM", proba_buy=0.2))
     with pytest.raises(sa.exc.IntegrityError), new.write() as conn:
         conn.execute(db.model_predictions.insert().values(run_id="p", role="rival", session=DAY, symbol="JPM", proba_buy=0.2))
