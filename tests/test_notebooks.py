@@ -62,6 +62,7 @@ def test_examples_are_tagged_and_every_name_is_known(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_is_clean(path):
+    assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) == {"kernelspec"}  # as JupyterLab saves it here
     for cell in cells(path):
         assert set(cell["metadata"]) <= {"tags"}
         assert "injected-parameters" not in tags(cell)

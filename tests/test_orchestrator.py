@@ -173,7 +173,7 @@ def test_triggers_in_their_order(tmp_path):
         db.write_rows(conn, "m", {"drift_monitoring": [{**rows[0], "score": 0.1501}]})
     assert boss.should_run_training() == (True, "drift: score 0.1501 above 0.15, and the loss has risen")
     with boss.store.write() as conn:
-        db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged"}]})
+        db.write_rows(conn, "m", {"drift_monitoring": [], "dynamic_events": [{"event_name": "dynamic_20240101", "state": "merged", "triggered_retraining": True}]})
     assert boss.should_run_training() == (True, "new event: dynamic_20240101")
     boss = TrainingOrchestrator(boss.store, Clock(start.after(days=7)), boss.settings)
     assert boss.should_run_training() == (True, "scheduled: last training 7.0 days ago")
