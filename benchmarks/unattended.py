@@ -32,6 +32,9 @@ LIBRARIES = ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aa
              *map(str, ROOT.glob(".venv-faketime/lib/python*/site-packages/libfaketime/vendor/libfaketime/src/libfaketime.so.1"))]
 
 
+SYMBOLS = ["AMD", "RRC", "BBY", "BAC", "KO", "PG"]
+
+
 class Sink(ThreadingHTTPServer):
     """Takes messages, unless it is `down`."""
 
@@ -99,7 +102,8 @@ class World:
                 "MLTRADER_MARKET__PATH": self.folder / "bars.parquet", "MLTRADER_MARKET__INDEX_PATH": self.folder / "index.csv", "MLTRADER_MARKET__VIX_PATH": self.folder / "vix.csv",
                 "MLTRADER_MARKET__SECTORS_PATH": self.folder / "sectors.csv", "MLTRADER_NOTIFY__CHANNELS": "ops", "MLTRADER_NOTIFY_URL_OPS": f"json://127.0.0.1:{self.sink.server_port}/",
                 "MLTRADER_TRAINING__MAX_TRAINING_TIME_HOURS": "5000", "MLTRADER_TRAINING__LEASE_SECONDS": "1000000",  # simulated ones: an hour lasts half a second
-                "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+                "MLTRADER_UNIVERSE__SYMBOLS": ",".join(SYMBOLS), "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1",
+                **{f"MLTRADER_PROMOTION__{name}": value for name, value in (("MARGIN", 10), ("REGIME_MARGIN", 10), ("MAX_CALIBRATION_ERROR", 1))}}  # six stocks have to make a champion
         faked = {"LD_PRELOAD": self.library, "FAKETIME": f"@{self.now():%Y-%m-%d %H:%M:%S} x{self.speed:g}", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1", "TZ": "UTC"}
         return {**clean, **{k: str(v) for k, v in ours.items()}, **(faked if fake else {})}
 
@@ -142,17 +146,22 @@ class World:
         del self.seen
         return True
 
-    def spoil(self, what: str) -> str:
-        """Flip a bit of a file of the champion's, or of a product; returns its hash."""
+    def spoil(self, what: str) -> str | bool:
+        """Flip a bit of a file of the champion's, or of a product; returns its hash, or False if there is none yet."""
         if what == "champion":
-            manifest = json.loads(self.query("SELECT v.manifest FROM model_aliases a JOIN model_versions v ON v.id = a.model_version WHERE a.alias = 'champion'")[0][0])
-            sha = manifest["components"]["meta"]["sha256"]
+            found = self.query("SELECT v.manifest FROM model_aliases a JOIN model_versions v ON v.id = a.model_version WHERE a.alias = 'champion'")
+            sha = json.loads(found[0][0])["components"]["meta"]["sha256"] if found else None
         else:
-            sha = json.loads(self.query("SELECT outputs FROM run_tasks WHERE task = 'labels' AND outputs IS NOT NULL ORDER BY id DESC LIMIT 1")[0][0])["labels"]["sha256"]
+            found = self.query("SELECT outputs FROM run_tasks WHERE task = 'labels' AND outputs IS NOT NULL ORDER BY id DESC LIMIT 1")
+            sha = json.loads(found[0][0])["labels"]["sha256"] if found else None
+        if sha is None:
+            return False
         path = self.home / "artifacts" / sha[:2] / sha
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
+        if what == "champion":
+            self.spoilt = sha
         return sha
 
 
@@ -186,12 +195,12 @@ def faults_of(world: World, feed: Feed) -> list[dict]:
         {"name": "feed cut off in the middle", "week": 6, "days": 1, "feed": lambda last: truncate()},
         {"name": "messages refused for ten days", "week": 7, "days": 10, "begin": lambda: down(True), "end": lambda: down(False)},
         {"name": "scheduler and its jobs killed (-9)", "week": 9, "days": 0, "begin": kill_scheduler},
-        {"name": "half of the symbols missing", "week": 10, "days": 2, "feed": lambda last: feed.publish(last, ["AAPL", "GE", "JPM"])},
+        {"name": "half of the symbols missing", "week": 10, "days": 2, "feed": lambda last: feed.publish(last, SYMBOLS[:3])},
         {"name": "a product's file damaged", "week": 12, "days": 0, "begin": lambda: world.spoil("product")},
         {"name": "cycle told to stop (SIGTERM)", "week": 13, "days": 0, "begin": lambda: world.strike("cycle", signal.SIGTERM, 3)},
         {"name": "database locked for 20 s", "week": 15, "days": 0, "begin": lambda: lock_database(world, 20)},
         {"name": "yesterday's feed for three days", "week": 16, "days": 3, "feed": lambda last: None},
-        {"name": "the champion's file damaged", "week": 18, "days": 0, "begin": lambda: world.__dict__.setdefault("spoilt", world.spoil("champion"))},
+        {"name": "the champion's file damaged", "week": 18, "days": 0, "begin": lambda: world.spoil("champion")},
         {"name": "cycle killed (-9) again", "week": 20, "days": 0, "begin": lambda: world.strike("cycle", signal.SIGKILL, 8)},
         {"name": "feed gone for a day", "week": 21, "days": 1, "feed": lambda last: (world.folder / "bars.parquet").unlink(missing_ok=True)},
     ]
@@ -272,6 +281,8 @@ def check(world: World, faults: list[dict], weeks: float) -> list[dict]:
     done = subprocess.run([*COMMAND, "verify", "--json"], env=world.environment(False), cwd=ROOT, capture_output=True, text=True)
     found = json.loads(done.stdout)["faults"] if done.stdout else [done.stderr[-300:]]
     strange = [fault for fault in found if getattr(world, "spoilt", "no such file")[:12] not in fault]
+    champions = [row[0] for row in world.query("SELECT name FROM alias_moves ORDER BY id")]
+    claims.append({"claim": "a champion serves", "ok": bool(champions), "found": ", ".join(champions)})
     claims.append({"claim": "verify", "ok": not strange, "found": f"{len(found) - len(strange)} name the file spoilt for good, {len(strange)} others: {strange[:2]}"})
     claims.append({"claim": "the scheduler stops when told", "ok": stopped < 10, "found": f"{stopped:.1f} s; it was started {world.starts} times"})
     return claims
@@ -292,7 +303,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else (lambda text: print(text, flush=True))
     say(f"Everything is in {folder}")
-    feed = Feed(folder, ["AAPL", "GE", "JPM", "KO", "PFE", "XOM"])
+    feed = Feed(folder, SYMBOLS)
     feed.publish(pd.Timestamp("2020-01-31"))
     world = World(folder, datetime(2020, 2, 3, 12, tzinfo=UTC), options.speed, library)
     faults = live(world, feed, options.weeks, say)
