@@ -131,7 +131,7 @@ def test_changing_one_feature_reruns_what_depends_on_it(project, server):
 
     done = project.call("ploomber", "build")
     assert done.returncode == 0, done.stderr[-2000:]
-    ran = re.findall(r"^\[\d+/\d+\] (\w+)", done.stdout, re.M)
+    ran = re.findall(r"^\[\d+/\d+\] (\w+)", done.stderr, re.M)
     from mltrader.reports import PIPELINE
 
     expected, grown = {"features"}, True
