@@ -6,8 +6,9 @@
 
 The clock of all processes of mltrader is libfaketime's (`apt-get install faketime`, or `python -m venv .venv-faketime && .venv-faketime/bin/pip install libfaketime`), so that what runs is the command
 itself, with its real scheduler, processes, database and files. The feed is the packaged history of six stocks as a Parquet file, renewed after each simulated close. The script plays the world: the vendor, a
-sink for messages, the supervisor that starts the scheduler again when it is gone (as systemd's `Restart=always` does), and the faults. Nothing is mended by hand; the one file that is spoilt for good
-(a model) is expected in the list of `mltrader verify` at the end. Exits with 1 if anything has not recovered.
+sink for messages, the supervisor that starts the scheduler again when it is gone (as systemd's `Restart=always` does), and the faults. Nothing is mended by hand; the two files that are spoilt for good
+(a model, and a result of a day that is past) have to be what `mltrader verify` names at the end. A run takes a simulated day at this speed, so a week between trainings is eight or nine days. Exits with 1
+if anything has not recovered.
 """
 import argparse
 import json
@@ -91,7 +92,7 @@ class World:
         self.folder, self.start, self.speed, self.library = folder, start, speed, library
         self.home, self.sink, self.began = folder / "home", Sink(), time.monotonic()
         self.process: subprocess.Popen | None = None
-        self.starts, self.log = 0, (folder / "scheduler.log").open("w")
+        self.starts, self.log, self.spoilt = 0, (folder / "scheduler.log").open("w"), []
 
     def now(self) -> datetime:
         return self.start + timedelta(seconds=(time.monotonic() - self.began) * self.speed)
@@ -160,8 +161,7 @@ class World:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 4
         path.write_bytes(data)
-        if what == "champion":
-            self.spoilt = sha
+        self.spoilt.append(sha)
         return sha
 
 
@@ -262,7 +262,7 @@ def check(world: World, faults: list[dict], weeks: float) -> list[dict]:
         claims.append({"claim": fault["name"], "ok": days is not None and days <= 5, "found": "never struck" if ended is None else "not recovered" if days is None else f"next good day after {days:.1f} days"})
     cycles = [datetime.fromisoformat(row[0][:19]) for row in world.query("SELECT started_at FROM training_runs WHERE kind = 'cycle' AND status = 'success' ORDER BY started_at")]
     gaps = [(b - a).total_seconds() / 86400 for a, b in zip(cycles, cycles[1:], strict=False)]
-    claims.append({"claim": "cycles that succeeded", "ok": len(cycles) >= 0.7 * weeks and max(gaps, default=99) <= 14, "found": f"{len(cycles)} in {weeks:g} weeks, at most {max(gaps, default=float('nan')):.1f} days apart"})
+    claims.append({"claim": "cycles that succeeded", "ok": len(cycles) >= 0.6 * weeks and max(gaps, default=99) <= 14, "found": f"{len(cycles)} in {weeks:g} weeks, at most {max(gaps, default=float('nan')):.1f} days apart"})
     kinds = world.query("SELECT kind, status, count(*) FROM training_runs GROUP BY kind, status ORDER BY kind, status")
     claims.append({"claim": "no run left running", "ok": not any(status == "running" for _, status, _ in kinds), "found": ", ".join(f"{n} {kind} {status}" for kind, status, n in kinds)})
     spans = world.query("SELECT started_at, completed_at FROM training_runs WHERE status IN ('success', 'failed') ORDER BY started_at")
@@ -280,10 +280,10 @@ def check(world: World, faults: list[dict], weeks: float) -> list[dict]:
     claims.append({"claim": "messages delivered", "ok": sent > 0 and waiting <= 3 and len(world.sink.got) >= sent, "found": f"{sent} sent, {waiting} wait, {len(world.sink.got)} came in"})
     done = subprocess.run([*COMMAND, "verify", "--json"], env=world.environment(False), cwd=ROOT, capture_output=True, text=True)
     found = json.loads(done.stdout)["faults"] if done.stdout else [done.stderr[-300:]]
-    strange = [fault for fault in found if getattr(world, "spoilt", "no such file")[:12] not in fault]
+    strange = [fault for fault in found if not any(sha[:12] in fault for sha in world.spoilt)]
     champions = [row[0] for row in world.query("SELECT name FROM alias_moves ORDER BY id")]
     claims.append({"claim": "a champion serves", "ok": bool(champions), "found": ", ".join(champions)})
-    claims.append({"claim": "verify", "ok": not strange, "found": f"{len(found) - len(strange)} name the file spoilt for good, {len(strange)} others: {strange[:2]}"})
+    claims.append({"claim": "verify", "ok": not strange, "found": f"{len(found) - len(strange)} name the {len(world.spoilt)} files spoilt for good, {len(strange)} others: {strange[:2]}"})
     claims.append({"claim": "the scheduler stops when told", "ok": stopped < 10, "found": f"{stopped:.1f} s; it was started {world.starts} times"})
     return claims
 
