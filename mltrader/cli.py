@@ -303,8 +303,9 @@ def verify(run: Annotated[str | None, typer.Argument(help="A run id; all runs if
         known = [row["id"] for row in db.runs(conn) if row["manifest_digest"]]
     if run and run not in known:
         raise ConfigError(f"There is no finished run {run!r}; known are {known[:10] or 'none'}.")
-    faults = {name: reports.verify_run(store, name, folder, ArtifactStore(home() / "artifacts")) for name in ([run] if run else known)}
-    bad = [fault for found in faults.values() for fault in found] + ([] if run else reports.damaged_products())
+    artifacts = ArtifactStore(home() / "artifacts")
+    faults = {name: reports.verify_run(store, name, folder, artifacts) for name in ([run] if run else known)}
+    bad = [fault for found in faults.values() for fault in found] + ([] if run else [f"{task}: {fault}" for task, fault in reports.damaged_products(artifacts).items()])
     say({"verified": len(faults), "faults": bad}, as_json, "\n".join(bad) if bad else f"{len(faults)} run(s) verified: every hash and every link fits.")
     if bad:
         raise typer.Exit(1)

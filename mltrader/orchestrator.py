@@ -65,7 +65,7 @@ class Run:
         limit = timedelta(hours=self.settings.training.max_training_time_hours)
         return (self.started + limit - self.clock.now()).total_seconds()
 
-    def late(self, error: Any = None) -> CycleError:
+    def late(self) -> CycleError:
         """The error of a run past its limit."""
         return CycleError(f"The run passed its limit of {self.settings.training.max_training_time_hours:g} hours and was stopped; raise [training] max_training_time_hours "
                           "if it needs more.", run_id=self.run_id)
@@ -253,20 +253,12 @@ def effective_as_of(settings: Settings) -> str | None:
     return known["as_of"]
 
 
-def drop_damaged(artifacts: ArtifactStore | None = None) -> list[str]:
+def drop_damaged() -> list[str]:
     """Let the tasks whose stored results are not whole be made again; returns them. What a damaged file held is never read."""
-    artifacts, damaged = artifacts or ArtifactStore(home() / "artifacts"), []
-    for task in TASKS:
+    damaged = list(reports.damaged_products(ArtifactStore(home() / "artifacts")))
+    for task in damaged:
         path = reports.products_folder() / task / "outputs.json"
-        if not path.is_file():
-            continue
-        try:
-            whole = all(artifacts.verify(entry["sha256"]) is None for entry in reports.read_outputs(path)["entries"].values())
-        except MltraderError:
-            whole = False
-        if not whole:
-            reports.begin({"out": path, "nb": path.with_name(f"{task}.ipynb")})
-            damaged.append(task)
+        reports.begin({"out": path, "nb": path.with_name(f"{task}.ipynb")})
     return damaged
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAME_SECTIONS', 'session_inputs', 'check_features', 'version_for', 'Prediction', 'predict', 'say', 'Shadow',
-           'named_version', 'rival_of', 'shadow', 'record', 'prior_losses', 'same_labels', 'resolve', 'live_frames',
-           'paired_rows', 'watch', 'watch_history']
+           'named_version', 'rival_of', 'shadow', 'record', 'prior_losses', 'same_labels', 'resolve', 'paired_rows',
+           'watch', 'watch_history']
 
 # %% ../nbs/53_predict.ipynb #358b5ae9
 from collections.abc import Mapping, Sequence
@@ -349,34 +349,13 @@ def resolve(store: Store, run_id: str, token: int, labels: pd.DataFrame, as_of: 
     return {"resolved": len(rows), "waiting": int(fitting.sum()) - len(rows), "other_labels": int((~fitting).sum())}
 
 # %% ../nbs/53_predict.ipynb #3332efe9
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], dates: Sequence[str]) -> pd.DataFrame:
-    """Rows of the store as a frame with sessions."""
-    frame = pd.DataFrame(rows, columns=list(columns))
-    return frame.assign(**{name: pd.to_datetime(frame[name]).astype("datetime64[us]") for name in dates})
-
-
-def live_frames(store: Store, version: str, before: Any) -> dict[str, pd.DataFrame]:
-    """Recorded predictions of a version and their outcomes, from runs with an `as_of` earlier than `before`.
-
-    Returns
-    -------
-    dict
-        `predictions` [session, symbol, proba_sell, proba_hold, proba_buy] and `outcomes` [session, symbol, label, log_loss, prior_loss, known_at], sorted by session and symbol.
-    """
-    day = to_session(before).date()
-    with store.read() as conn:
-        said, became = db.first_predictions(conn, [version], before=day), db.outcomes(conn, [version], before=day)
-    return {"predictions": _frame(said, ["session", "symbol", *PROBABILITIES], ["session"]),
-            "outcomes": _frame(became, ["session", "symbol", "label", "log_loss", "prior_loss", "known_at"], ["session", "known_at"])}
-
-# %% ../nbs/53_predict.ipynb #c4da29db
 def paired_rows(store: Store, champion: str, rival: str, since: date, until: date) -> pd.DataFrame:
     """What both said of the same (session, symbol) from `since` to `until`, with the label where it is known: the input of `watch.compare`."""
     with store.read() as conn:
         said, became = db.first_predictions(conn, [champion, rival], since, until), db.outcomes(conn, [champion, rival], since)
     keys = ["session", "symbol"]
-    both = _frame(said, ["model_version", *keys, *PROBABILITIES], ["session"])
-    known = _frame(became, ["model_version", *keys, "label", "known_at"], ["session", "known_at"]).drop_duplicates(keys)[[*keys, "label", "known_at"]]
+    both = reports.session_frame(said, ["model_version", *keys, *PROBABILITIES])
+    known = reports.session_frame(became, ["model_version", *keys, "label", "known_at"]).drop_duplicates(keys)[[*keys, "label", "known_at"]]
     parts = [both[both["model_version"] == version][[*keys, *PROBABILITIES]].rename(columns={p: p.replace("proba", who) for p in PROBABILITIES})
              for who, version in (("champion", champion), ("rival", rival))]
     return parts[0].merge(parts[1], on=keys).merge(known, on=keys, how="left")
@@ -423,4 +402,4 @@ def watch_history(store: Store, champion: str, rival: str) -> pd.DataFrame:
     with store.read() as conn:
         rows = db.watch_rows(conn, champion, rival)
     rows = [{**row, "cumulated": row["details"]["cumulated"], "equity": row["details"]["equity"]} for row in rows]
-    return _frame(rows, ["session", "n_sessions", "log_wealth", "equity", "alarm", "cumulated"], ["session"])
+    return reports.session_frame(rows, ["session", "n_sessions", "log_wealth", "equity", "alarm", "cumulated"])

@@ -16,7 +16,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
            'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
            'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions', 'confirm_promotion', 'reign',
-           'first_predictions', 'live_rows', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
+           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
            'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
            'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
@@ -1038,19 +1038,6 @@ def first_predictions(conn: sa.Connection, versions: Sequence[str], since: Any =
     return [dict(row) for row in conn.execute(chosen).mappings()]
 
 
-def live_rows(conn: sa.Connection, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
-    """What `version` has said of sessions as they came, and what became of it, as runs with an `as_of` before `before` recorded: `predictions` (each as first recorded) and `outcomes`."""
-    p, o = model_predictions, prediction_outcomes
-    said = (sa.select(p.c.session, p.c.symbol, p.c.proba_sell, p.c.proba_hold, p.c.proba_buy).join_from(p, training_runs, p.c.run_id == training_runs.c.id)
-            .where(p.c.model_version == version, p.c.role != "candidate", training_runs.c.as_of < before).order_by(p.c.session, p.c.symbol, p.c.id))
-    became = (sa.select(o.c.session, o.c.symbol, o.c.label, o.c.log_loss, o.c.prior_loss, o.c.known_at).join_from(o, training_runs, o.c.run_id == training_runs.c.id)
-              .where(o.c.model_version == version, training_runs.c.as_of < before).order_by(o.c.session, o.c.symbol))
-    first: dict[Any, dict[str, Any]] = {}
-    for row in conn.execute(said).mappings():
-        first.setdefault((row["session"], row["symbol"]), dict(row))
-    return {"predictions": list(first.values()), "outcomes": [dict(row) for row in conn.execute(became).mappings()]}
-
-
 def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any]:
     """Sessions since `since` of which a monitor run has recorded a version's predictions, as champion or rival: all of them, while somebody may have asked for one symbol only."""
     t, r = model_predictions, training_runs
@@ -1059,9 +1046,9 @@ def predicted_sessions(conn: sa.Connection, version: str, since: Any) -> set[Any
 
 
 def unresolved_predictions(conn: sa.Connection, until: Any) -> list[dict[str, Any]]:
-    """Recorded predictions of sessions before `until` of which nobody has written what became of them, each as first recorded."""
+    """Predictions that a champion or rival made of sessions before `until` and of which nobody has written what became of them, each as first recorded."""
     t, o = model_predictions, prediction_outcomes
-    first = (sa.select(sa.func.min(t.c.id)).where(t.c.model_version.is_not(None), t.c.session < until)
+    first = (sa.select(sa.func.min(t.c.id)).where(t.c.model_version.is_not(None), t.c.role != "candidate", t.c.session < until)
              .where(~sa.exists().where(o.c.model_version == t.c.model_version, o.c.session == t.c.session, o.c.symbol == t.c.symbol))
              .group_by(t.c.model_version, t.c.session, t.c.symbol))
     query = sa.select(t.c.model_version, t.c.session, t.c.symbol, t.c.proba_sell, t.c.proba_hold, t.c.proba_buy).where(t.c.id.in_(first)).order_by(t.c.id)

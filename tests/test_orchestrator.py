@@ -371,7 +371,7 @@ def test_predictions_meet_their_labels_when_those_are_known_and_never_before(wor
     """Recomputed from the stored probabilities and the day's own labels."""
     champion = registry.champion(world.store, "2022-04-26")["id"]
     with world.store.read() as conn:
-        said, became = db.live_rows(conn, champion, pd.Timestamp("2022-04-27").date()).values()
+        said, became = reports.live_rows(conn, champion, pd.Timestamp("2022-04-27").date()).values()
     assert became and {row["known_at"] for row in became} <= {pd.Timestamp("2022-04-26").date()} | {day.date() for day in pd.bdate_range("2022-04-01", "2022-04-26")}
     sessions = {str(row["session"]) for row in became}
     assert "2022-04-01" in sessions and max(sessions) <= "2022-04-04"  # entry a session later, 14 sessions, one more to be known

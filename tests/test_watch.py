@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrader import predict, registry
+from mltrader import predict, registry, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import LabelSettings, Settings, WatchSettings
@@ -258,12 +258,15 @@ def test_outcomes_are_written_once_when_they_are_known(world):
     world.promote("v2", DAYS[2], "v1")
     world.promote("v3", DAYS[2], "v2", horizon=2)                                          # other labels: not to be resolved by these
     for number, day in enumerate(DAYS[2:6]):
-        world.start(f"r{number}")
-        with world.store.write() as conn:
-            rows = [row for one, role in ((world.said("v2", day, 0.5), "champion"), (world.said("v1", day, 1.0), "rival"), (world.said("v3", day, 1.0), "candidate"))
-                    for row in one.frame.assign(session=day.date(), model_version=one.version, role=role).to_dict("records")]
-            db.write_rows(conn, f"r{number}", {"model_predictions": rows})
-            db.set_as_of(conn, f"r{number}", day.date())
+        candidate = world.said("v2", DAYS[1], 0.5)                                         # what a cycle says of its own last session is nobody's live record
+        for run, parts in ((f"r{number}", ((world.said("v2", day, 0.5), "champion"), (world.said("v1", day, 1.0), "rival"))),
+                           (f"q{number}", ((world.said("v3", day, 1.0), "champion"), (candidate, "candidate")))):
+            world.start(run)
+            with world.store.write() as conn:
+                rows = [row for one, role in parts
+                        for row in one.frame.assign(session=one.frame["session"].dt.date, model_version=one.version, role=role).to_dict("records")]
+                db.write_rows(conn, run, {"model_predictions": rows})
+                db.set_as_of(conn, run, day.date())
     done = predict.resolve(world.store, "m", world.token, world.labels, DAYS[6], LABELS)
     assert done == {"resolved": 2 * 2 * len(NAMES), "waiting": 2 * 2 * len(NAMES), "other_labels": 4 * len(NAMES)}
     assert predict.resolve(world.store, "m", world.token, world.labels, DAYS[6], LABELS)["resolved"] == 0
@@ -282,14 +285,20 @@ def test_outcomes_are_written_once_when_they_are_known(world):
         predict.resolve(world.store, "m", world.token - 1, world.labels, DAYS[8], LABELS)
 
 
-def test_live_frames_hold_what_earlier_runs_wrote(world):
+def live(world, version: str) -> dict[str, pd.DataFrame]:
+    """As the drift task of the ninth day is given them."""
+    with world.store.read() as conn:
+        return {name: reports.session_frame(rows, reports.LIVE_COLUMNS[name]) for name, rows in reports.live_rows(conn, version, DAYS[8].date()).items()}
+
+
+def test_live_rows_are_what_earlier_runs_wrote(world):
     world.promote("v2", DAYS[2], "v1")
     for day in DAYS[2:9]:
         world.monitor(DAYS[[DAYS.get_loc(day)]], 0.5, 1.0)
-    live = predict.live_frames(world.store, "v2", DAYS[8])
-    assert live["predictions"]["session"].max() == DAYS[7] and live["outcomes"]["known_at"].max() == DAYS[7]
-    assert list(live["predictions"]) == ["session", "symbol", *PROBABILITIES] and live["outcomes"]["session"].nunique() == 3
-    none = predict.live_frames(world.store, "nobody", DAYS[8])
+    found = live(world, "v2")
+    assert found["predictions"]["session"].max() == DAYS[7] and found["outcomes"]["known_at"].max() == DAYS[7]
+    assert list(found["predictions"]) == ["session", "symbol", *PROBABILITIES] and found["outcomes"]["session"].nunique() == 3
+    none = live(world, "nobody")
     assert all(frame.empty and frame["session"].dtype == "datetime64[us]" for frame in none.values())
 
 
