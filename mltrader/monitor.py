@@ -99,18 +99,13 @@ def heal(run: Run) -> str:
         If the champion is damaged and no earlier one is whole: the next cycle has to make one.
     """
     best, artifacts = registry.champion(run.store), ArtifactStore(home() / "artifacts")
-
-    def damage(manifest):
-        kept = [manifest[name] for name in ("evaluation", "without_event", "drift_reference") if manifest.get(name)]  # drift and the gate cannot do without
-        return next((fault for entry in [*manifest["components"].values(), *kept] if (fault := artifacts.verify(entry["sha256"]))), None)
-
-    if best is None or (fault := damage(best["manifest"])) is None:
+    if best is None or (fault := registry.damage(artifacts, best["manifest"])) is None:
         return ""
     with run.store.read() as conn:
         as_of = max(row["as_of"] for row in db.runs(conn) if row["as_of"] is not None)
         reached = best["rollback_to"] or best["move_id"]  # what came after was sent back
         moves = [move for move in db.promotions(conn, registry.CHAMPION) if move["id"] < reached and move["model_version"] != best["id"]]
-        earlier = [move["name"] for move in moves if damage(db.version_row(conn, move["model_version"])["manifest"]) is None]
+        earlier = [move["name"] for move in moves if registry.damage(artifacts, db.version_row(conn, move["model_version"])["manifest"]) is None]
     for name in reversed(earlier):
         try:
             back = registry.rollback(run.store, artifacts, run.run_id, run.token, as_of, run.clock, name)
