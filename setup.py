@@ -17,6 +17,7 @@ EXTRAS = {
     "cv": ["skfolio", "purgedcv"],
     "dashboard": ["panel"],
     "postgres": ["psycopg[binary]"],
+    "dashboard": ["panel"],
     "dask": ["dask[distributed]"],
     "ta": ["ta-lib"],
 }

@@ -7,18 +7,18 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'model_predictions', 'prediction_outcomes', 'trades', 'backtest_results', 'model_performance',
            'sector_performance', 'drift_monitoring', 'dynamic_events', 'live_watch', 'error_replay_buffer',
            'shap_analysis', 'archive_events', 'VERDICTS', 'trials', 'model_versions', 'model_promotion_history',
-           'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'store_facts', 'SEED_TABLES',
-           'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'current_lease', 'take_lease',
-           'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs',
-           'runs', 'tasks_of', 'clean', 'write_rows', 'record_artifacts', 'record_task', 'note_attempts', 'count_rows',
-           'record_trial', 'count_trials', 'looks_of_reign', 'add_version', 'add_gate_row', 'move_alias',
-           'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row', 'promotions', 'gate_row',
-           'last_judged', 'captured_events', 'replay_errors', 'replay_versions', 'drift_since', 'last_drift',
-           'drift_history', 'untrained_events', 'rows_digest', 'add_archived', 'archived_events', 'sector_cells',
-           'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions', 'confirm_promotion', 'reign',
-           'first_predictions', 'predicted_sessions', 'unresolved_predictions', 'add_outcomes', 'outcomes',
-           'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages', 'claim_message', 'settle_message',
-           'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
+           'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'operator_actions', 'store_facts',
+           'SEED_TABLES', 'TASK_TABLES', 'MIGRATIONS', 'LEASE', 'UNSIGNED', 'SEVERITIES', 'Store', 'current_lease',
+           'take_lease', 'renew_lease', 'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run',
+           'reap_lost_runs', 'runs', 'tasks_of', 'clean', 'write_rows', 'record_artifacts', 'record_task',
+           'note_attempts', 'count_rows', 'record_trial', 'count_trials', 'looks_of_reign', 'add_version',
+           'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row',
+           'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors', 'replay_versions',
+           'drift_since', 'last_drift', 'drift_history', 'untrained_events', 'rows_digest', 'add_archived',
+           'archived_events', 'sector_cells', 'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions',
+           'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
+           'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
+           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -198,6 +198,7 @@ shap_analysis = Table(
     "shap_analysis", metadata,
     _id(), _run(), _version(), _text("component", 32, nullable=False), _text("regime", 32, nullable=False),
     _text("feature", nullable=False), *_numbers("importance"), *_counts("rank", "sample_count"),
+    *_numbers("mean_abs_shap", "importance_low", "importance_high"), *_counts("rank_low", "rank_high"), _text("unit", 16), _text("kind", 32), _text("engine"), _text("feature_set"),
     UniqueConstraint("run_id", "component", "regime", "feature"), Index(None, "component", "regime"),
 )
 
@@ -280,6 +281,11 @@ outbox = Table(  # what somebody is to be told; written with the event itself, d
     Column("last_error", sa.Text), _text("dedup_key", 200, nullable=False), UniqueConstraint("channel", "dedup_key"),
     _one_of("severity", "info", "warning", "critical"), Index(None, "sent_at", "next_attempt_at"),
 )
+operator_actions = Table(  # what somebody asked for by hand on the dashboard; `outcome` is filled in when it is done
+    "operator_actions", metadata,
+    _id(), Column("created_at", sa.DateTime(timezone=True), nullable=False), _text("action", 32, nullable=False), Column("parameters", sa.JSON), _text("origin", 200),
+    _text("outcome", 32, nullable=False), Column("message", sa.Text), _run(nullable=True), Index(None, "created_at"),
+)
 store_facts = Table("store_facts", metadata, _text("key", primary_key=True), Column("value", sa.Text, nullable=False))
 
 SEED_TABLES: tuple[str, ...] = (
@@ -348,6 +354,12 @@ def _steady_lease(conn: sa.Connection) -> None:
     _add_columns(conn, leases, "beat")
 
 
+def _explained(conn: sa.Connection) -> None:
+    """What an importance is sure of and how it was found; who pressed which button."""
+    _add_columns(conn, shap_analysis, "mean_abs_shap", "importance_low", "importance_high", "rank_low", "rank_high", "unit", "kind", "engine", "feature_set")
+    operator_actions.create(conn, checkfirst=True)
+
+
 MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve stores that exist
     ("first schema", _create_everything),
     ("when a replayed error was known and used", _replay_columns),
@@ -356,6 +368,7 @@ MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve store
     ("symbols beside sectors and regimes", _sector_symbols),
     ("watching, outcomes and messages", _autonomy),
     ("the age of a lease by a clock that nobody sets", _steady_lease),
+    ("intervals of importance, and what operators did", _explained),
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
@@ -905,7 +918,7 @@ def untrained_events(conn: sa.Connection) -> list[str]:
     return sorted(row["event_name"] for row in captured_events(conn) if row["state"] == "merged" and row["triggered_retraining"])
 
 # %% ../nbs/02_store.ipynb #0a1d66cf
-UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None,  # written after the manifest, or changed later by design
+UNSIGNED = {"training_runs": None, "run_tasks": None, "artifacts": None, "outbox": None, "operator_actions": None,  # written after the manifest, or changed later by design
             "model_predictions": "model_version", "shap_analysis": "model_version"}  # the version gets its name when the gate has judged it
 
 
