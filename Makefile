@@ -4,7 +4,7 @@ UV     := uv==0.13.9
 BIN    := .venv/bin
 HOME_  := $(or $(MLTRADER_HOME),.mltrader)
 
-.PHONY: run test lab setup data pipeline picture lock lint clean help
+.PHONY: run test lab setup data pipeline docs picture lock lint clean help
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -35,6 +35,9 @@ setup: .venv/.ready ## the environment in .venv
 
 pipeline: setup ## write pipeline.yaml from the table in nbs/51_reports.ipynb
 	@$(BIN)/python -c "from pathlib import Path; from mltrader.reports import pipeline_yaml; Path('pipeline.yaml').write_text(pipeline_yaml(Path('.')))"
+
+docs: setup     ## docs/reference from docstrings, settings, commands and tables
+	@$(BIN)/python docs/build_reference.py
 
 picture: setup  ## docs/img/summary.png, the README's picture, from the newest run (needs Chromium)
 	@$(BIN)/python docs/picture.py
