@@ -221,3 +221,9 @@ def test_a_setting_without_meaning_is_refused():
 def test_decisions_are_listed():
     index = (ROOT / "docs" / "adr" / "index.md").read_text(encoding="utf-8")
     assert [path.name for path in (ROOT / "docs" / "adr").glob("0*.md") if path.name not in index] == []
+
+
+def test_every_change_says_whether_results_changed():
+    entries = re.split(r"^- ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.M)[1:]
+    assert len(entries) > 30
+    assert [entry[:60] for entry in entries if not re.search(r"\*Results changed: (yes \(|no\b|to be filled in)", entry)] == []
