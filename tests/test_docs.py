@@ -112,12 +112,14 @@ def is_pending(text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def project(built, tmp_path_factory):
-    """The project after one run, in which three twins of its candidate have then been promoted by hand."""
+    """The project after one run, in which its candidate, a twin of it and the candidate once more have been promoted: by hand, as far as the gate has not."""
     made, clock, holder = copy_built(built, tmp_path_factory.mktemp("docs") / "mltrader"), Clock(), "by hand"
     with Store(f"sqlite:///{made.home / 'mltrader.db'}", create=False).write() as conn:
         twin, token = db.last_judged(conn), db.take_lease(conn, holder, 60, clock)
-        for name in ("1" * 64, "2" * 64, "3" * 64):
-            run, before = f"{holder} {name[0]}", db.alias_target(conn, registry.CHAMPION)
+        for number, name in enumerate((twin["id"], "2" * 64, twin["id"]), 1):
+            run, before = f"{holder} {number}", db.alias_target(conn, registry.CHAMPION)
+            if number == 1 and before:
+                continue
             db.start_run(conn, run, "monitor", holder, token, {}, "d", clock)
             db.add_version(conn, run, name, twin["recipe_digest"], twin["as_of"], twin["feature_set"], twin["manifest"], clock)
             row = {"model_version": name, "trial_id": 1, "trials": 1, "kind": "refresh", "verdict": "PROMOTE", "as_of": twin["as_of"], "promoted_to_production": True}
