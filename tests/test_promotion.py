@@ -238,23 +238,23 @@ def test_a_refresh_that_predicts_worse_than_the_champion_is_none():
 
 
 def test_t13_a_gate_asked_until_it_passes(monkeypatch):
-    """Red team: 300 reigns of 24 looks at a challenger that is worth nothing. Each look is seen afresh, which is the worst case."""
+    """Red team: 150 reigns of 24 looks at a challenger that is worth nothing. Each look is seen afresh, which is the worst case."""
     rng, blocks, proof = np.random.default_rng(11), 40, evidence(1.0, 0.5)
     half = t.ppf(0.975, blocks - 1)
 
     def reigns_with_a_promotion(looks) -> float:
         lost = 0
-        for _ in range(300):
+        for _ in range(150):
             means, errors = rng.normal(0, 1 / np.sqrt(blocks), 24), np.sqrt(rng.chisquare(blocks - 1, 24) / (blocks - 1) / blocks)
             passed = False
             for n in range(24):
                 monkeypatch.setattr(promotion, "measure", lambda rows, proof, what, m=means[n], e=errors[n]: Interval(m, m - half * e, m + half * e, 900, 300, blocks))
                 passed |= promotion.champion(replace(proof, look=looks(n)))[0].status == "passed"
             lost += passed
-        return lost / 300
+        return lost / 150
 
     monkeypatch.setattr(promotion, "_common", lambda proof: pd.DataFrame())
-    assert reigns_with_a_promotion(lambda n: n + 1) <= 0.06       # 0.025 allowed; 18 of 300 would be far outside its sampling error
+    assert reigns_with_a_promotion(lambda n: n + 1) <= 0.06       # 0.025 allowed; 9 of 150 would be far outside its sampling error
     monkeypatch.setattr(promotion, "spent", lambda look, alpha, horizon: alpha)
     assert reigns_with_a_promotion(lambda n: 1) > 0.3             # the same gate, if nobody counts
 

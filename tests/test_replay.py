@@ -65,7 +65,7 @@ def fill(held: replay.ErrorReplayBuffer, as_of) -> replay.ErrorReplayBuffer:
     return held
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(sessions, min_size=1, max_size=3), st.integers(1, 400), st.floats(0.2, 6))
 def test_the_buffer_is_bounded_keyed_and_forgets(days, size, years):
     held = buffer(max_size=size, max_age_years=years)
@@ -83,7 +83,7 @@ def test_the_buffer_is_bounded_keyed_and_forgets(days, size, years):
     np.testing.assert_allclose(errors["priority"], best)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sessions, st.floats(0.001, 0.2), st.floats(1, 3), st.integers(0, 5))
 def test_factors_are_capped_and_hold_the_share(as_of, share, cap, seed):
     known = SAMPLES[SAMPLES["label_known_at"] <= as_of]

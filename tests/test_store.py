@@ -248,7 +248,7 @@ def test_replay_buffer_holds_errors_only(store, bad):
         db.write_rows(conn, "a", {"error_replay_buffer": [bad]})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(verdicts=st.lists(st.sampled_from(db.VERDICTS), min_size=1, max_size=8), when=st.integers(0, 9))
 def test_champion_as_of_is_exact(tmp_path_factory, verdicts, when):
     """For any history of verdicts, the champion of a session is the last model promoted by then."""

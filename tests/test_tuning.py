@@ -28,7 +28,7 @@ def history(seed: int, n_years: int = 6, horizon: int = 14, wait: bool = True):
     return losses, samples, folds, days[-1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_the_choice_is_the_least_mean_of_what_was_known(seed, min_folds):
     losses, samples, folds, as_of = history(seed)
@@ -44,7 +44,7 @@ def test_the_choice_is_the_least_mean_of_what_was_known(seed, min_folds):
     assert set(chosen) == {*folds["fold"], REFIT}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 5), st.floats(-5, 5))
 def test_nothing_known_later_can_change_a_choice(seed, at, shock):
     """Red team: every loss whose label was not yet known at a cut-off is replaced; choices up to that cut-off stay."""
