@@ -15,7 +15,6 @@ EXTRAS = {
     "data": ["yfinance"],
     "regime": ["jumpmodels", "hmmlearn", "ruptures"],
     "cv": ["skfolio", "purgedcv"],
-    "dashboard": ["panel"],
     "postgres": ["psycopg[binary]"],
     "dashboard": ["panel"],
     "dask": ["dask[distributed]"],
