@@ -434,7 +434,8 @@ def place_words(percent: float) -> str:
     return f"at its {whole}{ending} percentile"
 
 # %% ../nbs/35_attribution.ipynb #42d0ef7b
-def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: Sequence[str], places: np.ndarray, words: Mapping[str, str], most: int = 4) -> str:
+def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: Sequence[str], places: np.ndarray | None, words: Mapping[str, str],
+             most: int = 4) -> str:
     """One call in one sentence.
 
     Parameters
@@ -445,15 +446,16 @@ def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: S
         Of the class; `points` add up to their difference.
     points : ndarray of shape (n_parts,)
     names : sequence of str of length n_parts
-    places : ndarray of shape (n_parts,)
-        Percentiles; NaN for a missing value, and for the regime.
+    places : ndarray of shape (n_parts,) or None
+        Percentiles; NaN for a missing value, and for the regime. None if nobody knows them.
     words : mapping of str to str
         Names of features in words.
     most : int
         Parts that are named.
     """
     shown = [place for place in np.argsort(-np.abs(points), kind="stable")[:most] if abs(points[place]) >= 0.005]
-    told = [f"{points[place]:+.2f} from {words.get(names[place], names[place])}" + ("" if names[place] == "regime" else f" {place_words(places[place])}") for place in shown]
+    told = [f"{points[place]:+.2f} from {words.get(names[place], names[place])}" + ("" if places is None or names[place] == "regime" else f" {place_words(places[place])}")
+            for place in shown]
     rest = round(proba, 2) - round(prior, 2) - sum(round(float(points[place]), 2) for place in shown)
     left = len(points) - len(shown)
     told += [f"{rest + 0.0:+.2f} from {left} other{'s' if left > 1 else ''}"] if left else []
