@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .attribution import FACTS, MIN_ROWS, Chain, attribution_drift, centred, feature_words, importance_table, in_points, log_softmax, percentiles, propagate
+from .attribution import FACTS, MIN_ROWS, REGIME_TERM, Chain, attribution_drift, centred, feature_words, importance_table, in_points, log_softmax, percentiles, propagate
 from .attribution import pruning, quantile_table, sentence, session_sums
 from .checks import sample_features
 from .config import Settings
@@ -72,7 +72,7 @@ class Explained(NamedTuple):
     Attributes
     ----------
     names : tuple of str
-        Features; of a stack whose blend knows regimes, `regime` is the last.
+        Features; of a stack whose blend knows regimes, `regime_term` is the last.
     values : ndarray of shape (n, n_features, 3)
     base : ndarray of shape (3,)
         `base + values.sum(axis=1)` is `total`.
@@ -240,7 +240,7 @@ def through(chain: Chain, names: Sequence[str], forest: np.ndarray, boosting: np
     values = chain.carry(forest, boosting)
     if not chain.regime.any():
         return tuple(names), values
-    return (*names, "regime"), np.concatenate([values, chain.regime[:, None, :].astype(values.dtype)], axis=1)
+    return (*names, REGIME_TERM), np.concatenate([values, chain.regime[:, None, :].astype(values.dtype)], axis=1)
 
 # %% ../nbs/42_explain.ipynb #dabc9ebd
 class Fold(NamedTuple):
@@ -356,7 +356,7 @@ def fold_sums(fold: Fold, inputs: Mapping[str, Mapping[str, Any]], said: pd.Data
 
 
 def all_sums(inputs: Mapping[str, Mapping[str, Any]], every: int, threads: int) -> pd.DataFrame:
-    """`fold_sums` of all folds, from the fold cache where they are known; stack rows without a weight for the regime have `regime` 0."""
+    """`fold_sums` of all folds, from the fold cache where they are known; what a component does not have (the regime's part) is 0."""
     said, samples, cache = said_by_bases(inputs), inputs["memory"]["samples"], inputs["fold_cache"]
     names, folds = sample_features(samples), folds_of(inputs, said, every)
     by_row, judged = said.set_index("row"), inputs["meta"]["evaluation"].set_index("row")
@@ -380,7 +380,7 @@ TOP_OF_A_CALL = 12
 
 def words_of(definitions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Features in words, by name."""
-    return {one["name"]: feature_words(one["name"], one) for one in definitions} | {name: feature_words(name) for name in ("regime", "other")}
+    return {one["name"]: feature_words(one["name"], one) for one in definitions} | {name: feature_words(name) for name in (REGIME_TERM, "other")}
 
 
 def calls_in_points(found: Explained, keys: pd.DataFrame, X: pd.DataFrame, quantiles: pd.DataFrame | None, words: Mapping[str, str],
@@ -492,7 +492,7 @@ KEPT_RANKS = 40  # rows a component and regime that go into the store
 
 def group_shares(importance: pd.DataFrame, definitions: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Importance by feature group: component, regime, group, importance (share), sorted within component and regime."""
-    group = {one["name"]: one.get("group", "other") for one in definitions} | {"regime": "regime"}
+    group = {one["name"]: one.get("group", "other") for one in definitions} | {REGIME_TERM: "regime"}
     frame = importance.assign(group=importance["feature"].map(group).fillna("other"))
     frame = frame.groupby(["component", "regime", "group"], as_index=False, sort=True)["importance"].sum()
     return frame.sort_values(
@@ -556,7 +556,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
     seed = seed_for("explain", settings.run.seed)
     importance = pd.concat([importance_table(sums[name], name, horizon, ask.bootstrap, seed=seed) for name in COMPONENTS], ignore_index=True)
     learned = samples.iloc[inputs["memory"]["plan"].query("fold == -1")["row"].to_numpy()]
-    quantiles = quantile_table(learned[[name for name in names if name != "regime"]])
+    quantiles = quantile_table(learned[[name for name in names if name != REGIME_TERM]])
     latest, texts, called = last_calls(inputs, quantiles, settings.run.threads)
     champion = before.get("champion") or {}
     drift = attribution_drift(sums["stack"], champion.get("sessions"), horizon, ask.bootstrap, seed=seed)
@@ -578,8 +578,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
 
 
 def _own(part: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """The sums of one component; without `regime` where it never had a say."""
-    kept = [name for name in names if name != "regime" or part[name].any()]
+    """The sums of one component; without the regime where it never had a say."""
+    kept = [name for name in names if name != REGIME_TERM or part[name].any()]
     return part[[*FACTS, *kept]]
 
 
@@ -928,7 +928,7 @@ def call_figure(output: TaskOutput) -> "Figure":
         ax.text(max(end, end - size) + 0.004, at, f"{size:+.3f}", va="center", fontsize=8)
     from mltrader.attribution import place_words
 
-    named = [f"{row.words}" + ("" if row.feature in ("other", "regime") else f", {place_words(row.percentile)}") for row in parts.itertuples()]
+    named = [f"{row.words}" + ("" if row.feature in ("other", REGIME_TERM) else f", {place_words(row.percentile)}") for row in parts.itertuples()]
     ax.set_yticks(y, named, fontsize=8.5)
     ax.axvline(text["prior"], color=figures.INK, lw=0.8, ls="--")
     ax.axvline(text["proba"], color=figures.INK, lw=0.8)

@@ -305,7 +305,7 @@ def check_probabilities(proba: Any, n_rows: int, fold: int) -> np.ndarray:
     return proba
 
 # %% ../nbs/30_splits.ipynb #8bb1eb84
-FitPredict = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame, pd.DataFrame], np.ndarray]
+FitPredict = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame, pd.DataFrame], Any]
 Reweight = Callable[[pd.Timestamp, pd.DataFrame, OutOfFold], pd.DataFrame]
 LEARNED_FROM: tuple[str, ...] = ("weight", "uniqueness")  # the columns of the plan that a model may learn from
 LEARNED_WHEN: tuple[str, ...] = ("session", "label_known_at")  # of the samples: when a training row was, and when its label was known
