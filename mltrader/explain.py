@@ -20,7 +20,6 @@ import pandas as pd
 
 from .attribution import FACTS, MIN_ROWS, REGIME_TERM, Chain, attribution_drift, centred, feature_words, importance_table, in_points, log_softmax, percentiles, propagate
 from .attribution import pruning, quantile_table, sentence, session_sums
-from .checks import sample_features
 from .config import Settings
 from .core import CLASSES, PROBABILITIES, REGIMES, Clock, ConfigError, DataError, TaskOutput, digest_arrays, digest_json, digest_modules, map_blocks
 from .core import seed_for, usable_at
@@ -358,7 +357,7 @@ def fold_sums(fold: Fold, inputs: Mapping[str, Mapping[str, Any]], said: pd.Data
 def all_sums(inputs: Mapping[str, Mapping[str, Any]], every: int, threads: int) -> pd.DataFrame:
     """`fold_sums` of all folds, from the fold cache where they are known; what a component does not have (the regime's part) is 0."""
     said, samples, cache = said_by_bases(inputs), inputs["memory"]["samples"], inputs["fold_cache"]
-    names, folds = sample_features(samples), folds_of(inputs, said, every)
+    names, folds = list(inputs["forest"]["model"].feature_names_in_), folds_of(inputs, said, every)
     by_row, judged = said.set_index("row"), inputs["meta"]["evaluation"].set_index("row")
     code = digest_modules("attribution", "explain", "treeshap")
 
