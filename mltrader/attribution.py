@@ -455,10 +455,12 @@ def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: S
     most : int
         Parts that are named.
     """
-    shown = [place for place in np.argsort(-np.abs(points), kind="stable")[:most] if abs(points[place]) >= 0.005]
-    told = [f"{points[place]:+.2f} from {words.get(names[place], names[place])}" + ("" if places is None or names[place] == REGIME_TERM else f" {place_words(places[place])}")
-            for place in shown]
-    rest = round(proba, 2) - round(prior, 2) - sum(round(float(points[place]), 2) for place in shown)
-    left = len(points) - len(shown)
+    shown = [int(place) for place in np.argsort(-np.abs(points), kind="stable")[:most] if abs(points[place]) >= 0.005]
+    sizes, left = [round(float(points[place]), 2) for place in shown], len(points) - len(shown)
+    rest = round(proba, 2) - round(prior, 2) - sum(sizes)
+    if not left:  # nobody else to take what rounding leaves over
+        sizes[0] += rest
+    told = [f"{size:+.2f} from {words.get(names[place], names[place])}" + ("" if places is None or names[place] == REGIME_TERM else f" {place_words(places[place])}")
+            for size, place in zip(sizes, shown, strict=True)]
     told += [f"{rest + 0.0:+.2f} from {left} other{'s' if left > 1 else ''}"] if left else []
-    return f"{call.upper()} {proba:.2f} (prior {prior:.2f}): {', '.join(told)}."
+    return f"{call.upper()} {round(proba, 2):.2f} (prior {round(prior, 2):.2f}): {', '.join(told)}."

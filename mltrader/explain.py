@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMPONENTS', 'MAX_GAP', 'ROWS_AT_A_TIME', 'TOP_OF_A_CALL', 'PAIRS', 'KEPT_RANKS', 'HISTORY', 'Stack', 'Explained',
-           'Background', 'unit_of', 'class_axis_last', 'softmax_of', 'check_sum', 'settle', 'rows_of', 'explainer_of',
-           'explain_rows', 'through', 'Fold', 'said_by_bases', 'folds_of', 'fold_sums', 'all_sums', 'words_of',
-           'calls_in_points', 'last_calls', 'strongest_pairs', 'pair_strength', 'group_shares', 'class_shares',
-           'stored_rows', 'history_frame', 'run', 'SHAPAnalyzer', 'component_of', 'finding', 'figure', 'strongest_call',
-           'call_figure', 'history_figure', 'table', 'stability', 'calls', 'pairs', 'proposal', 'distances']
+           'Background', 'unit_of', 'class_axis_last', 'log_odds_of', 'softmax_of', 'check_sum', 'settle', 'rows_of',
+           'explainer_of', 'explain_rows', 'through', 'Fold', 'said_by_bases', 'folds_of', 'fold_sums', 'all_sums',
+           'words_of', 'calls_in_points', 'last_calls', 'strongest_pairs', 'pair_strength', 'group_shares',
+           'class_shares', 'stored_rows', 'history_frame', 'run', 'SHAPAnalyzer', 'component_of', 'finding', 'figure',
+           'strongest_call', 'call_figure', 'history_figure', 'table', 'stability', 'calls', 'pairs', 'proposal',
+           'distances']
 
 # %% ../nbs/42_explain.ipynb #6310ad98
 from collections.abc import Mapping, Sequence
@@ -103,9 +104,14 @@ class Background:
     def __init__(self, model: Any, background: pd.DataFrame) -> None:
         import shap
 
-        trees = getattr(model, "booster_", None) or getattr(model, "forest_", None) or model
-        self.explainer = shap.TreeExplainer(trees, np.asarray(background, dtype=np.float32), feature_perturbation="interventional", model_output="raw")
-        self.base, self.unit = np.asarray(self.explainer.expected_value, dtype=float), "log-odds" if unit_of(model) == "log-odds" else "probability"
+        held = [getattr(model, name, None) for name in ("booster_", "forest_")]
+        trees = next((one for one in held if one is not None), model)
+        known = np.asarray(background, dtype=np.float32)
+        self.explainer = shap.TreeExplainer(trees, known, feature_perturbation="interventional", model_output="raw")
+        self.unit = unit_of(model)
+        booster = trees.get_booster() if hasattr(trees, "get_booster") else trees
+        said = booster.inplace_predict(known, predict_type="margin") if self.unit == "log-odds" else model.predict_proba(background)
+        self.base = np.asarray(said, dtype=float).mean(axis=0)  # what the model says of the background; shap leaves out XGBoost's intercepts
 
     def values(self, X: Any, threads: int = 1) -> np.ndarray:
         """Contributions, (n, n_features, 3)."""
@@ -133,6 +139,11 @@ def class_axis_last(values: Any, n_features: int) -> np.ndarray:
         expected = f"(rows, {n_features} features, {len(CLASSES)} classes)"
         raise DataError(f"Shapley values have shape {array.shape}; expected {expected}.")
     return array.astype(float)
+
+
+def log_odds_of(proba: Any) -> np.ndarray:
+    """Centred log-odds of probabilities."""
+    return centred(np.log(np.maximum(np.asarray(proba, dtype=float), 1e-300)))
 
 
 def softmax_of(margin: np.ndarray) -> np.ndarray:
@@ -230,7 +241,7 @@ def explain_rows(model: Any, X: pd.DataFrame, regime: Any = None, background: pd
     chain = propagate(model.meta.blend_, model.meta.temperature_, forest.total, forest.base, boosting.total, boosting.base, code)
     names, values = through(chain, names, forest.values.astype(float), boosting.values.astype(float))
     proba = softmax_of(chain.total)
-    check_sum(centred(np.log(np.clip(model.predict_proba(X, regime), 1e-12, 1.0))), chain.base + values.sum(axis=1), "stack")
+    check_sum(log_odds_of(model.predict_proba(X, regime)), chain.base + values.sum(axis=1), "stack")
     return Explained(names, values, chain.base, chain.total, proba, "log-odds", forest.kind, f"{boosting.engine}; through the stack by the rescale rule")
 
 
@@ -344,8 +355,7 @@ def fold_sums(fold: Fold, inputs: Mapping[str, Mapping[str, Any]], said: pd.Data
         if fold.blend is not None:
             chain = propagate(fold.blend, fold.temperature, totals[0], engines[0].base, totals[1], engines[1].base, regime_codes(facts["regime"]))
             made.append(through(chain, names, *values))
-            log = np.log(np.clip(judged.loc[rows, list(PROBABILITIES)].to_numpy(), 1e-12, 1.0))
-            gaps.append(check_sum(centred(log), chain.base + made[-1][1].sum(axis=1, dtype=float), f"fold {fold.fold}, stack"))
+            gaps.append(check_sum(log_odds_of(judged.loc[rows, list(PROBABILITIES)]), chain.base + made[-1][1].sum(axis=1, dtype=float), f"fold {fold.fold}, stack"))
         for component, gap, (known, one) in zip(COMPONENTS, gaps, made, strict=False):
             by_class = pd.DataFrame(np.abs(one).sum(axis=0, dtype=float).T.astype(np.float32), columns=list(known)).assign(regime=list(CLASSES), n_rows=len(rows))
             kept = pd.concat([session_sums(one, known, facts["session"], facts["regime"]), by_class], ignore_index=True)
