@@ -221,7 +221,7 @@ class ArtifactStore:
 
 # %% ../nbs/03_artifacts.ipynb #90961628
 class FoldCache(MutableMapping[str, "pd.DataFrame"]):
-    """Frames kept by key, in files: `cache[key] = frame`.
+    """Frames, and models, kept by key, in files: `cache[key] = frame`.
 
     Parameters
     ----------

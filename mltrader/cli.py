@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'notify_app', 'audit_app', 'Symbols', 'Seed',
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
-           'rollback', 'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff', 'data_sync',
-           'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver', 'notify_outbox',
+           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff',
+           'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver', 'notify_outbox',
            'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
@@ -242,6 +242,60 @@ def rollback(version: Annotated[str | None, typer.Argument(help="A production na
         return
     name = roll_back(store, settings, version)
     say({"from": now and now["name"], "to": name, "done": True}, as_json, f"{name} is the champion again, in place of {now['name']}.")
+
+# %% ../nbs/90_cli.ipynb #a75078ee
+def _speaker(store: Any, session: Any, version: str | None) -> tuple[dict[str, Any], str]:
+    """The version that is asked, and what it is: the one named, the champion then in force, or, while there is none, the last candidate."""
+    from mltrader import registry
+    from mltrader.predict import version_for
+
+    if version is None and registry.champion(store) is None and (judged := registry.challenger(store)):
+        return judged | {"name": judged["id"][:12]}, "the last candidate, as there is no champion"
+    return version_for(store, session, version), "named" if version else "champion"
+
+
+def _one_call(store: Any, symbol: str, session: Any, version: str | None) -> dict[str, Any]:
+    """The call about one symbol on one session, split into points of probability."""
+    from difflib import get_close_matches
+
+    from mltrader import predict, reports
+    from mltrader.artifacts import ArtifactStore
+    from mltrader.config import home
+    from mltrader.core import DataError, to_session
+    from mltrader.explain import Stack, calls_in_points, explain_rows, rows_of, words_of
+
+    asked, artifacts = None if session is None else to_session(session), ArtifactStore(home() / "artifacts")
+    made, role = _speaker(store, asked, version)
+    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes", "explain")}
+    today, regimes = predict.session_inputs(inputs, asked)
+    if symbol not in set(today["symbol"]):
+        near = get_close_matches(symbol.upper(), sorted(today["symbol"]), 5, 0.4) or sorted(today["symbol"])[:8]
+        raise DataError(f"{symbol}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(near)} …")
+    predict.check_features(made["manifest"], inputs["features"]["feature_set"], made["name"])
+    model = Stack(*(artifacts.get(made["manifest"]["components"][part]) for part in ("forest", "boosting", "meta")))
+    row = today[today["symbol"] == symbol].reset_index(drop=True).merge(regimes[["symbol", "regime"]], how="left", on="symbol")
+    names, quantiles = list(model.feature_names_in_), inputs["explain"].get("quantiles")
+    X = rows_of(model, row[names], names)
+    found = explain_rows(model, X, row["regime"])
+    known = quantiles if quantiles is not None and set(names) <= set(quantiles.columns) else None
+    parts, texts = calls_in_points(found, row[["session", "symbol"]], X, known, words_of(inputs["features"]["feature_set"]["definitions"]))
+    text = texts.iloc[0]
+    return {"session": f"{text['session']:%Y-%m-%d}", "symbol": symbol, "regime": row["regime"].iloc[0], "version": made["id"], "name": made["name"], "role": role,
+            "in_hindsight": bool(text["session"] < to_session(made["as_of"])), "call": text["call"], "proba": float(text["proba"]), "prior": float(text["prior"]), "text": text["text"],
+            "engine": found.engine, "kind": found.kind, "parts": parts.drop(columns=["session", "symbol"]).to_dict("records")}
+
+
+@app.command()
+def explain(
+    symbol: Annotated[str, typer.Argument(help="The symbol whose prediction is asked about.")],
+    session: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD; the last one if left out.")] = None,
+    version: Annotated[str | None, typer.Option(help="A version to ask instead of the champion then in force.")] = None, as_json: Json = False,
+) -> None:
+    """Why the champion says what it says of a symbol. Example: mltrader explain KO --session 2022-12-28"""
+    found = _one_call(_store(), symbol, session, version)
+    shown = [{"part": part["words"], "value": part["value"], "percentile": part["percentile"], "points": part["contribution"]} for part in found["parts"] if part["class"] == found["call"]]
+    hindsight = ", in hindsight: it has learned from this session or later ones" if found["in_hindsight"] else ""
+    say(found, as_json, f"{found['symbol']} on {found['session']}, {found['name']} ({found['role']}{hindsight})\n{found['text']}\n\n{as_table(shown, ['part', 'value', 'percentile', 'points'])}")
 
 # %% ../nbs/90_cli.ipynb #35680a53
 @app.command()

@@ -351,10 +351,11 @@ class BacktestSettings(Section):
 
 
 class ExplainSettings(Section):
-    """How many rows are explained."""
+    """What is explained, and how sure it has to be told."""
 
-    boosting_rows: int = Field(2000, ge=10)
-    forest_rows: int = Field(200, ge=10)
+    every: int = Field(1, ge=1)  # explain the rows of every so-manieth session of a fold; 1: all of them
+    bootstrap: int = Field(400, ge=20)  # replicates behind the intervals of shares and ranks
+    interaction_rows: int = Field(128, ge=1)  # rows of the last fold on which pairs of features are measured
 
 
 class PromotionSettings(Section):
@@ -367,6 +368,7 @@ class PromotionSettings(Section):
     margin: float = Field(0.01, ge=0)  # log-loss (nats) by which a model may be worse and still count as non-inferior
     regime_margin: float = Field(0.02, ge=0)
     regime_floor: float = 0.0  # least gain over the prior (nats) in the worst regime
+    max_attribution_drift: float = Field(0.25, gt=0, le=1)  # share of importance that may change its feature before the gate says so; it does not block
     max_calibration_error: float = Field(0.05, gt=0)
     drift_margin: float = Field(0.02, ge=0)
     min_blocks: int = Field(6, ge=2)  # independent blocks below which a rule says INSUFFICIENT

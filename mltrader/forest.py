@@ -402,28 +402,29 @@ def by_fold(samples: pd.DataFrame, plan: pd.DataFrame, predicted: pd.DataFrame) 
     return table.reset_index()
 
 # %% ../nbs/31_forest.ipynb #f74253d1
-Walk = tuple[OutOfFold, Callable[[Sequence[tuple[int, Any]]], list[Any]], Replay | None]
+Walk = tuple[OutOfFold, Callable[[Sequence[tuple[int, Any]]], list[Any]], Replay | None, dict[int, str]]
 
 
 def _walk(fit: Fit, recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, Any]], settings: Settings) -> Walk:
-    """Predictions of every fold, a function that fits models at (fold, cut-off), and the replay that was used."""
+    """Predictions of every fold, a function that fits models at (fold, cut-off), the replay that was used, and where in the cache the models of the folds are."""
     memory, threads = inputs["memory"], settings.run.threads
     samples, plan, names = memory["samples"], memory["plan"], sample_features(memory["samples"])
     replay = Replay(settings, samples, memory["folds"], inputs["features"]["feature_set"]["version"]) if settings.replay.mode == "errors" else None
+    cache, kept = inputs.get("fold_cache", {}), {}
 
-    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> np.ndarray:
-        return fit(X, y, rows, 1 if replay is None else threads).predict_proba(X_test)
+    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> tuple[np.ndarray, Any]:
+        model = fit(X, y, rows, 1 if replay is None else threads)
+        return model.predict_proba(X_test), model
 
-    made = out_of_fold(samples, names, plan, memory["folds"], fit_predict, recipe, inputs.get("fold_cache", {}),
-                       settings.splits.min_train_rows, threads, replay)
+    made = out_of_fold(samples, names, plan, memory["folds"], fit_predict, recipe, cache, settings.splits.min_train_rows, threads, replay, kept)
 
     def models(at: Sequence[tuple[int, Any]]) -> list[Any]:
-        rows = [plan[plan["fold"] == fold] for fold, _ in at]
+        rows = [(fold, plan[plan["fold"] == fold]) for fold, _ in at]
         if replay is not None:
-            rows = [replay(cutoff, part, made.known_at(samples, cutoff)) for (_, cutoff), part in zip(at, rows, strict=True)]
-        return map_blocks(lambda part: _fit_planned(samples, names, part, fit, 1), rows, threads)
+            rows = [(fold, part if fold in kept else replay(cutoff, part, made.known_at(samples, cutoff))) for (fold, part), (_, cutoff) in zip(rows, at, strict=True)]
+        return map_blocks(lambda one: cache[kept[one[0]]] if one[0] in kept else _fit_planned(samples, names, one[1], fit, 1), rows, threads)
 
-    return made, models, replay
+    return made, models, replay, kept
 
 
 def _tuned(walks: Mapping[str, Walk], variants: Mapping[str, Any], recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, Any]], settings: Settings,
@@ -462,7 +463,8 @@ def run_component(
     Returns
     -------
     TaskOutput
-        Frames `out_of_fold`, `by_fold`; document `recipe`; models `model` and, if there is a fold, `last_fold`. In mode
+        Frames `out_of_fold`, `by_fold`; documents `recipe` and `fold_models` (by fold, the key in the cache of the model that predicted it); models `model` and, if
+        there is a fold, `last_fold`. In mode
         `errors` of [replay] also the frame `replayed` [cutoff, row, factor] and the document `replay`. With more than one variant also the frames
         `candidates` and `candidate_losses`, the document `tuning` and rows `trials`.
     """
@@ -485,7 +487,8 @@ def run_component(
     folds, y = by_fold(samples, plan, predicted), samples["label"].to_numpy()[predicted["row"]]
     loss = float(log_loss_rows(y, predicted[list(PROBABILITIES)]).mean()) if len(y) else float("nan")
     metrics = {"log_loss": loss, "n_folds": float(len(folds)), "n_rows": float(len(y))}
-    frames, documents = kept.frames | {"out_of_fold": predicted, "by_fold": folds}, kept.documents | {"recipe": made.recipe}
+    where = {str(fold): walks[chosen.get(int(fold), DEFAULT)][3][int(fold)] for fold in folds["fold"]}
+    frames, documents = kept.frames | {"out_of_fold": predicted, "by_fold": folds}, kept.documents | {"recipe": made.recipe, "fold_models": where}
     replay = walks[chosen.get(-1, DEFAULT)][2]
     if replay is not None:
         frames, documents = frames | {"replayed": replay.used()}, documents | {"replay": replay.buffer.get_error_stats()}

@@ -73,8 +73,8 @@ PIPELINE: dict[str, TaskSpec] = {
     "meta": TaskSpec("33_meta", ("market", "features", "regimes", "memory", "forest", "boosting"), ("meta", "splits", "labels", "memory", "replay")),
     "backtest": TaskSpec("40_backtest", ("market", "labels", "meta"), ("backtest", "splits", "labels", "promotion")),
     "sectors": TaskSpec("41_sectors", ("market", "meta", "backtest"), ("splits", "labels", "promotion")),
-    "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain",)),
-    "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors"),
+    "explain": TaskSpec("42_explain", ("market", "features", "memory", "forest", "boosting", "meta"), ("explain", "labels")),
+    "promotion": TaskSpec("43_promotion", ("market", "features", "regimes", "drift", "archive", "memory", "forest", "boosting", "meta", "backtest", "sectors", "explain"),
                           ("promotion", "training", *RECIPE_SECTIONS)),
     "summary": TaskSpec("60_orchestrator", tuple(task for task in TASKS if task != "summary"), ("labels", "promotion")),
 }
@@ -95,12 +95,15 @@ class TaskSettings:
 def decisions_before(task: str, store: Store | None, as_of: Any) -> dict[str, Any]:
     """What the store's decisions of earlier runs tell `task`: the champion then in force, the events captured and archived by then, the trials made, this one included."""
     state: dict[str, Any] = {"champion": None, "captured_events": []}
-    if store is None or as_of is None or task not in ("drift", "events", "archive", "backtest", "promotion"):
+    if store is None or as_of is None or task not in ("drift", "events", "archive", "backtest", "explain", "promotion"):
         return state
     day = to_session(as_of).date()
     with store.read() as conn:
         if task == "backtest":
             state["trials"] = db.count_trials(conn, day) + 1
+        elif task == "explain":
+            row = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
+            state["champion"], state["importances"] = row and row["id"], digest_json(db.clean(db.importance_history(conn, day)))
         elif task == "drift":
             row = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False)
             state["champion"] = None if row is None else {"id": row["id"], "name": row["name"], **row["manifest"].get("reference", {})}
@@ -364,7 +367,7 @@ def candidate_manifest(task: Task, decision: Mapping[str, Any]) -> dict[str, Any
     document = {
         "components": {name: inputs[name]._entries["model"] for name in ("forest", "boosting", "meta")},
         "evaluation": inputs["meta"]._entries["evaluation"], "without_event": task.entries.get("without_event"),
-        "drift_reference": inputs["drift"]._entries.get("reference"),
+        "drift_reference": inputs["drift"]._entries.get("reference"), "explanation": inputs["explain"]._entries.get("sessions"),
         "feature_set": inputs["features"]["feature_set"]["version"], "features": inputs["features"]["feature_set"]["names"], "dtype": "float32",
         "data": {name: inputs[task_name]._entries[name]["content_digest"] for task_name, name in (("market", "panel"), ("memory", "samples"))},
         "code": digest_json(code_digests(project_root())), "trials": int(decision["trials"]), "look": int(decision["look"]), "alpha": decision["alpha"],
@@ -447,6 +450,8 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
     if name == "drift":
         inputs |= _watched_champion(store, artifacts, as_of)
+    if name == "explain":
+        inputs["explained"] = _explained_before(store, artifacts, as_of)
     if name == "promotion":
         inputs |= _live_champion(store, artifacts, run and run[0], documents["meta"]["entries"]["evaluation"]["content_digest"])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
@@ -494,6 +499,16 @@ def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any)
     return {"champion": {"record": record, **kept}, "live": {name: session_frame(found, LIVE_COLUMNS[name]) for name, found in rows.items()}}
 
 
+def _explained_before(store: Store | None, artifacts: ArtifactStore, as_of: Any) -> dict[str, Any]:
+    """What runs with an `as_of` earlier than this one have stored of explanations: importances of versions, and the sums behind those of the champion then in force."""
+    if store is None:
+        return {"history": [], "champion": None}
+    day = to_session(as_of).date()
+    with store.read() as conn:
+        record, history = db.alias_as_of(conn, registry.CHAMPION, day, inclusive=False), db.importance_history(conn, day)
+    return {"history": history, "champion": record and {"name": record["name"], "sessions": _if_whole(artifacts, record["manifest"].get("explanation"))}}
+
+
 def live_rows(conn: Any, version: str | None, before: Any) -> dict[str, list[dict[str, Any]]]:
     """What a version has said of sessions as they came, and what became of it, as runs with an `as_of` earlier than the date `before` recorded: `predictions` and `outcomes`."""
     versions = [version] if version else []
@@ -518,7 +533,7 @@ def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | 
     are this one's, and if it promoted, the champion is the one before.
     """
     if store is None:
-        return {"champion": {"record": None, "evaluation": None, "without_event": None}, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
+        return {"champion": {"record": None, "evaluation": None, "without_event": None, "explanation": None}, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
     with store.read() as conn:
         record, again = db.alias_target(conn, registry.CHAMPION), db.unfinished_decisions(conn, evaluation)
         undone = record["move_id"] if record and record["move_id"] in [row["move_id"] for row in again] else None
@@ -527,7 +542,7 @@ def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | 
         looks, spent = db.looks_of_reign(conn, registry.CHAMPION, [row["run_id"] for row in again] + ([run_id] if run_id else []), undone)
         trials = db.count_trials(conn, other_than=evaluation)
     manifest = record["manifest"] if record else {}
-    kept = {name: _if_whole(artifacts, manifest.get(name)) for name in ("evaluation", "without_event")}
+    kept = {name: _if_whole(artifacts, manifest.get(name)) for name in ("evaluation", "without_event", "explanation")}
     return {"champion": {"record": record, **kept}, "ledger": {"trials": trials + 1, "look": looks + 1, "spent": spent}}
 
 # %% ../nbs/51_reports.ipynb #cee34714

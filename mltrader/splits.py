@@ -305,7 +305,7 @@ def check_probabilities(proba: Any, n_rows: int, fold: int) -> np.ndarray:
     return proba
 
 # %% ../nbs/30_splits.ipynb #8bb1eb84
-FitPredict = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame, pd.DataFrame], np.ndarray]
+FitPredict = Callable[[pd.DataFrame, np.ndarray, pd.DataFrame, pd.DataFrame], Any]
 Reweight = Callable[[pd.Timestamp, pd.DataFrame, OutOfFold], pd.DataFrame]
 LEARNED_FROM: tuple[str, ...] = ("weight", "uniqueness")  # the columns of the plan that a model may learn from
 LEARNED_WHEN: tuple[str, ...] = ("session", "label_known_at")  # of the samples: when a training row was, and when its label was known
@@ -347,6 +347,7 @@ def out_of_fold(
     min_train_rows: int = 1,
     threads: int = 1,
     reweight: Reweight | None = None,
+    models: MutableMapping[int, str] | None = None,
 ) -> OutOfFold:
     """Fit and predict every fold, after checking it.
 
@@ -370,6 +371,8 @@ def out_of_fold(
     reweight : callable, optional
         `(cutoff, rows of the plan, predictions so far) -> rows` with other weights. Folds then run one after another, and it is given
         only predictions of earlier folds whose labels were known at the cut-off.
+    models : mutable mapping of int to str, optional
+        If given, `fit_predict` returns (probabilities, model); the model of each fold is kept in `cache` too, and its key noted here.
 
     Raises
     ------
@@ -398,8 +401,13 @@ def out_of_fold(
         keys = samples[["session", "symbol"]].iloc[test].reset_index(drop=True)
         key = fold_key(recipe, fold.cutoff, *learn)
         proba = _cached(cache, key, keys)
-        if proba is None:
-            proba = check_probabilities(fit_predict(*learn), len(test), fold.fold)
+        if models is not None:
+            models[int(fold.fold)] = kept = digest_json({"model of": key})
+        if proba is None or (models is not None and kept not in cache):
+            made = fit_predict(*learn)
+            if models is not None:
+                made, cache[kept] = made
+            proba = check_probabilities(made, len(test), fold.fold)
             cache[key] = keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)))
         return _part(test, fold.fold, proba)
 

@@ -18,7 +18,8 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'archived_events', 'sector_cells', 'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions',
            'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
            'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
-           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
+           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
+           'version_named', 'importance_rows', 'importance_history']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -1183,3 +1184,43 @@ def event_changes(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
 def watch_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     """Alarms of the watch over the champion's live predictions in a run."""
     return [dict(row) for row in conn.execute(sa.select(live_watch).where(live_watch.c.run_id == run_id, live_watch.c.alarm.is_(True)).order_by(live_watch.c.id)).mappings()]
+
+# %% ../nbs/02_store.ipynb #a178d833
+def version_named(conn: sa.Connection, name: str) -> str:
+    """The version that a production name, an alias or a digest (or its unique beginning, six characters or more) means.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such version; the message lists the known ones.
+    """
+    known = known_versions(conn)
+    judged = last_judged(conn) if name == "challenger" else None
+    target = alias_target(conn, name) or (judged if judged and judged["verdict"] != "PROMOTE" else None)
+    found = {target["id"]} if target else {row["id"] for row in known if name in (row["name"], row["id"]) or (len(name) >= 6 and row["id"].startswith(name))}
+    if len(found) != 1:
+        listed = sorted({row["name"] or row["id"][:12] for row in known}) or ["none yet"]
+        raise ConfigError(f"There is no model version {name!r}; known are: {', '.join(listed)}.")
+    return found.pop()
+
+
+def importance_rows(conn: sa.Connection, version: str) -> list[dict[str, Any]]:
+    """Rows of `shap_analysis` about a version: of each component and regime those of the run that wrote last, by rank."""
+    t = shap_analysis
+    rows = [dict(row) for row in conn.execute(sa.select(t).where(t.c.model_version == version).order_by(t.c.component, t.c.regime, t.c.rank)).mappings()]
+    newest: dict[tuple[str, str], tuple[int, str]] = {}
+    for row in rows:
+        key = row["component"], row["regime"]
+        newest[key] = max(newest.get(key, (0, "")), (row["id"], row["run_id"]))
+    return [row for row in rows if newest[row["component"], row["regime"]][1] == row["run_id"]]
+
+
+def importance_history(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
+    """Importances that cycles (with `before`, those with an earlier `as_of`) stored of each version, oldest first: `model_version name as_of component regime feature importance rank`."""
+    t, r = shap_analysis, training_runs
+    query = (sa.select(t.c.model_version, r.c.as_of, t.c.component, t.c.regime, t.c.feature, t.c.importance, t.c.rank, t.c.run_id).join_from(t, r, t.c.run_id == r.c.id)
+             .where(r.c.kind == "cycle", t.c.model_version.is_not(None)).order_by(r.c.as_of, t.c.id))
+    rows = [dict(row) for row in conn.execute(query if before is None else query.where(r.c.as_of < before)).mappings()]
+    last = {row["model_version"]: row.pop("run_id") for row in [dict(row) for row in rows]}
+    names = {row["id"]: row["name"] or row["id"][:12] for row in known_versions(conn)}
+    return [{**{key: value for key, value in row.items() if key != "run_id"}, "name": names[row["model_version"]]} for row in rows if row["run_id"] == last[row["model_version"]]]

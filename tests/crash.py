@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DAYS = ("2021-06-30", "2021-12-31")  # of the first champion's cycle, and of the one that is killed
 LIGHT = {"universe": {"start": "2017-01-01"}, "splits": {"first_test_year": 2020, "bootstrap": 200}, "forest": {"n_estimators": 3}, "boosting": {"rounds": 3},
-         "meta": {"min_folds": 1}, "explain": {"boosting_rows": 10, "forest_rows": 10}, "drift": {"permutations": 20}, "run": {"threads": 1}}
+         "meta": {"min_folds": 1}, "explain": {"bootstrap": 20, "interaction_rows": 4}, "drift": {"permutations": 20}, "run": {"threads": 1}}
 
 
 # --- the stage itself: runs in a process of its own ------------------------------------------------------------------

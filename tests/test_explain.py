@@ -1,31 +1,29 @@
-"""Explanations add up to the prediction, on the right axis, on rows the model has not seen."""
+"""Explanations add up to the prediction, on the right axis, through the whole stack, and are measured on rows that the models have not seen."""
 
 import subprocess
 import sys
+from datetime import UTC, date, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import xgboost
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import RandomForestClassifier
 
+from mltrader import attribution as A
 from mltrader import explain
+from mltrader import store as db
+from mltrader.boosting import XGBoostModel
 from mltrader.config import BoostingSettings, ForestSettings, Settings
-from mltrader.core import CLASSES, REGIMES, DataError
+from mltrader.core import CLASSES, PROBABILITIES, REGIMES, Clock, ConfigError, DataError
+from mltrader.explain import SHAPAnalyzer, Stack
+from mltrader.forest import RandomForestModel
+from mltrader.meta import INPUTS, Blend, Said, pass_through, regime_codes, soften
+from mltrader.splits import Interval, session_interval
 
 NAMES = ["signal", "other", "noise_1", "noise_2"]
-
-
-class Small:
-    """A model as the pipeline's: it knows its features and holds the library's own object."""
-
-    def __init__(self, inner, X, y):
-        self.model_, self.feature_names_in_ = inner.fit(np.array(X), y), np.array(X.columns)
-
-    def predict_proba(self, X):
-        return self.model_.predict_proba(np.array(X))
+CLOCK = Clock(datetime(2022, 1, 1, tzinfo=UTC))
 
 
 def world(n: int = 900, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
@@ -36,78 +34,130 @@ def world(n: int = 900, seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 X, Y = world()
-SEEN, NEW = slice(0, 600), slice(600, 900)
-FOREST = Small(RandomForestClassifier(25, min_samples_leaf=8, random_state=0), X[SEEN], Y[SEEN])
-BOOSTING = Small(xgboost.XGBClassifier(n_estimators=20, max_depth=3, n_jobs=1), X[SEEN], Y[SEEN])
-ROWS = X[NEW]
+FOREST = RandomForestModel(ForestSettings(n_estimators=25, max_samples=0.5, min_samples_leaf=8)).fit(X[:600], Y[:600])
+BOOSTING = XGBoostModel(BoostingSettings(rounds=20, max_depth=3, learning_rate=0.2, colsample_bytree=1.0, max_samples=1.0)).fit(X[:600], Y[:600])
+ROWS = X[600:].reset_index(drop=True)
+REGIME = np.resize(["normal", "normal", "crash", "high_volatility", None], 300)
 
 
-def test_rows_hold_missing_values():
-    assert ROWS.isna().any(axis=1).mean() > 0.3
+class Learner:
+    """As much of a MetaLearner as an explanation reads."""
+
+    def __init__(self, blend: Blend, temperature: float = 1.2) -> None:
+        self.blend_, self.temperature_, self.settings = blend, temperature, None
+
+    def predict_proba(self, frame: pd.DataFrame, regime=None) -> np.ndarray:
+        code = np.full(len(frame), -1) if regime is None else regime_codes(regime)
+        return soften(self.blend_.predict(Said.of(frame.to_numpy(), code)), self.temperature_)
 
 
-def test_forest_adds_up_to_the_probability():
-    values, base = explain.shap_forest(FOREST, ROWS)
-    assert values.shape == (300, 4, 3) and base.shape == (3,)
-    np.testing.assert_allclose(base + values.sum(axis=1), FOREST.predict_proba(ROWS), atol=1e-10)
-
-
-def test_boosting_adds_up_to_the_margin_and_the_probability():
-    values, base = explain.shap_boosting(BOOSTING, ROWS)
-    margin = BOOSTING.model_.predict(np.array(ROWS), output_margin=True)
-    np.testing.assert_allclose(base + values.sum(axis=1), margin, atol=1e-5)
-    gaps = explain.additivity(BOOSTING, ROWS, values, base, "boosting")
-    assert gaps["margin"] < 1e-5 and gaps["probability"] < 1e-5
-
-
-def test_boosting_equals_the_shap_library():
-    shap = pytest.importorskip("shap")
-    values, base = explain.shap_boosting(BOOSTING, ROWS)
-    oracle = shap.TreeExplainer(BOOSTING.model_)
-    np.testing.assert_allclose(values, oracle.shap_values(np.array(ROWS)), atol=1e-5)
-    np.testing.assert_allclose(base, oracle.expected_value, atol=1e-5)
-
-
-def test_forest_equals_the_shap_library_class_by_class():
-    shap = pytest.importorskip("shap")
-    values, _ = explain.shap_forest(FOREST, ROWS)
-    oracle = shap.TreeExplainer(FOREST.model_)(np.array(ROWS), check_additivity=False)
-    for k in range(3):
-        np.testing.assert_allclose(values[:, :, k], oracle[:, :, k].values, atol=1e-12)
-
-
-def test_shapley_values_by_enumeration():
-    """One tree with two features, all coalitions by hand: path-dependent expectations over the training rows."""
+def blends() -> dict[str, Blend]:
     rng = np.random.default_rng(1)
-    frame = pd.DataFrame(rng.random((200, 2)), columns=["a", "b"])
-    y = np.where(frame["a"] < 0.5, np.where(frame["b"] < 0.3, 0, 1), 2)
-    forest = RandomForestClassifier(1, bootstrap=False, max_features=None, max_depth=2, random_state=0)
-    model = Small(forest, frame, y)
-    tree = model.model_.estimators_[0].tree_
-
-    def expectation(x, known, node=0):
-        if tree.children_left[node] < 0:
-            return tree.value[node][0]
-        left, right, j = tree.children_left[node], tree.children_right[node], tree.feature[node]
-        if j in known:
-            return expectation(x, known, left if x[j] <= tree.threshold[node] else right)
-        share = tree.n_node_samples[left] / tree.n_node_samples[node]
-        return share * expectation(x, known, left) + (1 - share) * expectation(x, known, right)
-
-    values, base = explain.shap_forest(model, frame[:20])
-    for i, x in enumerate(frame[:20].to_numpy(dtype=np.float32)):
-        none, a, b, both = (expectation(x, known) for known in (set(), {0}, {1}, {0, 1}))
-        np.testing.assert_allclose(values[i, 0], ((a - none) + (both - b)) / 2, atol=1e-9)
-        np.testing.assert_allclose(values[i, 1], ((b - none) + (both - a)) / 2, atol=1e-9)
-        np.testing.assert_allclose(base, none, atol=1e-9)
+    told = np.c_[rng.normal(0.5, 0.4, (3, 4)), rng.normal(0, 0.2, (3, 5)), rng.normal(0, 0.1, 3)]
+    plain = told.copy()
+    plain[:, 4:-1] = 0
+    absent = plain.copy()
+    absent[2, -1] = -20.0                                                             # a class that the training rows lacked
+    return {"logistic with regimes": Blend("logistic", told), "logistic": Blend("logistic", plain), "absent class": Blend("logistic", absent),
+            "nnls with regimes": Blend("nnls", rng.dirichlet([1, 1], 6)), "nnls": Blend("nnls", np.tile([0.3, 0.7], (6, 1))),
+            "nnls of one": Blend("nnls", np.tile([1.0, 0.0], (6, 1))), "forest": pass_through("forest"), "boosting": pass_through("boosting")}
 
 
-# --- axes ------------------------------------------------------------------------------------------------------------
+BLENDS = blends()
+STACK = Stack(FOREST, BOOSTING, Learner(BLENDS["logistic with regimes"]))
 
-def test_class_axis_of_each_layout():
-    array = np.random.default_rng(0).normal(size=(7, 4, 3))
-    np.testing.assert_array_equal(explain.class_axis_last(array, 4), array)
-    np.testing.assert_array_equal(explain.class_axis_last([array[:, :, k] for k in range(3)], 4), array)
+
+# --- additivity ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", BLENDS)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_contributions_add_up_to_the_final_log_odds(kind, temperature):
+    model = Stack(FOREST, BOOSTING, Learner(BLENDS[kind], temperature))
+    found = explain.explain_rows(model, ROWS, REGIME)
+    said = np.log(model.predict_proba(ROWS, REGIME))
+    added = found.base + found.values.sum(axis=1)
+    np.testing.assert_allclose(added, said - said.mean(axis=1, keepdims=True), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(added[:, 2] - added[:, 1], said[:, 2] - said[:, 1], atol=1e-5, rtol=0)        # so against hold too
+    np.testing.assert_allclose(found.values.sum(axis=2), 0, atol=1e-8)
+    assert ("regime_term" in found.names) == ("regimes" in kind)
+    points, proba, prior = A.in_points(found.values, found.base)
+    np.testing.assert_allclose(points.sum(axis=1), proba - prior, atol=1e-9)
+    np.testing.assert_allclose(proba, model.predict_proba(ROWS, REGIME), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.sampled_from(sorted(BLENDS)), st.integers(0, 10**6), st.floats(0.25, 4.0), st.booleans())
+def test_additivity_holds_for_extreme_parts(kind, seed, temperature, still):
+    """Probabilities of zero, margins beyond the clip, features that move nothing."""
+    rng = np.random.default_rng(seed)
+    p0, m0 = rng.dirichlet([2, 2, 2]), rng.normal(size=3)
+    p = np.where(rng.random((6, 3)) < 0.3, 0.0, rng.dirichlet([0.3] * 3, 6)) + [0.0, 1e-9, 0.0]
+    p, m, code = p / p.sum(axis=1, keepdims=True), m0 + rng.normal(size=(6, 3)) * 8, rng.integers(-1, 5, 6)
+    if still:
+        p[:3], m[2:5] = p0, m0
+    split = rng.dirichlet(np.ones(4), 6)[:, :, None]
+    values = split * (p - p0)[:, None, :], split[:, ::-1] * (m - m0)[:, None, :]
+    chain = A.propagate(BLENDS[kind], temperature, p, p0, m, m0, code)
+    final = soften(BLENDS[kind].predict(Said.of(np.c_[p, np.exp(A.log_softmax(m))], code)), temperature)
+    np.testing.assert_allclose(np.exp(A.log_softmax(chain.total)), final, atol=1e-5)
+    np.testing.assert_allclose(chain.base + chain.carry(*values).sum(axis=1) + chain.regime, chain.total, atol=1e-6, rtol=1e-6)
+
+
+def test_passing_through_changes_nothing_but_the_temperature():
+    alone, through = explain.explain_rows(BOOSTING, ROWS), explain.explain_rows(Stack(FOREST, BOOSTING, Learner(BLENDS["boosting"], 2.0)), ROWS)
+    np.testing.assert_allclose(through.values, A.centred(alone.values) / 2, atol=1e-6)
+
+
+def test_engine_agrees_with_the_shap_library():
+    shap = pytest.importorskip("shap")
+    boosted = shap.TreeExplainer(BOOSTING.booster_).shap_values(ROWS.to_numpy()[:50])
+    np.testing.assert_allclose(explain.explain_rows(BOOSTING, ROWS[:50]).values, boosted, atol=1e-5)
+    grown = shap.TreeExplainer(FOREST.forest_).shap_values(ROWS.to_numpy()[:50], check_additivity=False)
+    np.testing.assert_allclose(explain.explain_rows(FOREST, ROWS[:50]).values, grown, atol=1e-6)
+
+
+def test_a_background_makes_it_interventional():
+    known = ROWS.dropna()[:30].reset_index(drop=True)
+    for model in (FOREST, BOOSTING, STACK):
+        plain, other = explain.explain_rows(model, known), explain.explain_rows(model, known, background=X.dropna()[:40])
+        assert (plain.kind, other.kind) == ("path-dependent", "interventional")
+        np.testing.assert_allclose(other.base + other.values.sum(axis=1), plain.total, atol=1e-5)
+        assert np.abs(plain.values - other.values).max() > 1e-3
+    np.testing.assert_allclose(explain.explain_rows(FOREST, known, background=X.dropna()[:40]).base, FOREST.predict_proba(X.dropna()[:40]).mean(axis=0), atol=1e-6)
+
+
+# --- planted faults --------------------------------------------------------------------------------------------------
+
+def spoiled(monkeypatch, change):
+    """All explainers give contributions with a fault in them."""
+    real = explain.explainer_of
+
+    def faulty(model, background=None):
+        inner = real(model, background)
+        return SimpleNamespace(values=lambda rows, threads=1: change(np.array(inner.values(rows, threads))), base=inner.base, unit=inner.unit, kind=inner.kind, engine=inner.engine)
+
+    monkeypatch.setattr(explain, "explainer_of", faulty)
+
+
+@pytest.mark.parametrize("change", [
+    lambda v: v[:, :, ::-1],                                             # classes in another order
+    lambda v: np.concatenate([np.zeros_like(v[:, :1]), v[:, 1:]], axis=1),          # a contribution lost
+    lambda v: v * np.where(np.arange(len(v)) == 7, 1.001, 1.0)[:, None, None],      # one row slightly wrong
+    lambda v: v * np.nan,
+], ids=["class axis", "lost", "one row", "nan"])
+@pytest.mark.parametrize("model", [FOREST, BOOSTING, STACK], ids=["forest", "boosting", "stack"])
+def test_a_fault_in_the_contributions_is_caught(monkeypatch, change, model):
+    spoiled(monkeypatch, change)
+    with pytest.raises(DataError, match="miss the prediction"):
+        explain.explain_rows(model, ROWS, REGIME)
+
+
+def test_another_models_explanation_is_caught(monkeypatch):
+    other = XGBoostModel(BoostingSettings(rounds=5, max_depth=2)).fit(X[:600], Y[:600])
+    real = explain.explainer_of
+    monkeypatch.setattr(explain, "explainer_of", lambda model, background=None: real(other))
+    with pytest.raises(DataError, match="another model"):
+        explain.explain_rows(BOOSTING, ROWS)
 
 
 @pytest.mark.parametrize("shape", [(7, 3, 4), (7, 4), (7, 4, 2), (4, 7, 3)])
@@ -116,140 +166,320 @@ def test_other_layouts_are_refused_not_guessed(shape):
         explain.class_axis_last(np.zeros(shape), 4)
 
 
-def test_swapped_axes_are_caught_even_with_three_features():
-    """With as many features as classes a shape cannot tell the axes apart: the sum does."""
-    model = Small(RandomForestClassifier(10, min_samples_leaf=8, random_state=0), X[NAMES[:3]][SEEN], Y[SEEN])
-    values, base = explain.shap_forest(model, ROWS[NAMES[:3]])
-    with pytest.raises(DataError, match="miss the prediction"):
-        explain.additivity(model, ROWS[NAMES[:3]], values.swapaxes(1, 2), base, "forest")
-
-
-def test_another_models_explanation_is_caught():
-    values, base = explain.shap_boosting(BOOSTING, ROWS)
-    other = Small(xgboost.XGBClassifier(n_estimators=5, max_depth=2, n_jobs=1), X[SEEN], Y[SEEN])
-    with pytest.raises(DataError, match="another model"):
-        explain.additivity(other, ROWS, values, base, "boosting")
-    with pytest.raises(DataError):
-        explain.additivity(BOOSTING, ROWS, values * np.nan, base, "boosting")
-
-
-def test_columns_in_another_order_are_refused():
-    for function, model in ((explain.shap_forest, FOREST), (explain.shap_boosting, BOOSTING)):
+def test_inputs_that_do_not_fit_are_one_clear_error():
+    for model in (FOREST, STACK):
         with pytest.raises(DataError, match="'noise_2' instead of 'signal'"):
-            function(model, ROWS[NAMES[::-1]])
+            explain.rows_of(model, ROWS[NAMES[::-1]], NAMES[::-1])
         with pytest.raises(DataError, match="3 features, the model was fitted on 4"):
-            function(model, ROWS[NAMES[:3]])
+            explain.rows_of(model, ROWS[NAMES[:3]], NAMES[:3])
+    with pytest.raises(DataError, match="`signal` is infinite"):
+        explain.rows_of(FOREST, ROWS.assign(signal=np.inf), NAMES)
+    with pytest.raises(DataError, match="other features"):
+        Stack(FOREST, XGBoostModel(BoostingSettings(rounds=2)).fit(X[NAMES[:2]][:600], Y[:600]), None)
 
 
-# --- sampling and importance -----------------------------------------------------------------------------------------
+# --- shares and intervals --------------------------------------------------------------------------------------------
+
+def swinging(n: int, seed: int, true=(0.5, 0.3, 0.2), names="abc") -> pd.DataFrame:
+    """Sums of a world in which |phi| swings slowly around known shares."""
+    rng, swing = np.random.default_rng(seed), np.zeros((n, len(true)))
+    for t in range(1, n):
+        swing[t] = 0.9 * swing[t - 1] + rng.normal(0, 0.1, len(true))
+    frame = pd.DataFrame(10 * np.array(true) * np.exp(swing), columns=list(names))
+    return pd.concat([pd.DataFrame({"session": pd.bdate_range("2010-01-01", periods=n), "regime": "normal", "n_rows": 10}), frame], axis=1)
+
+
+def test_intervals_cover_the_true_shares():
+    hits = []
+    for seed in range(30):
+        found = A.importance_table(swinging(1000, seed), "x", 14, 100, seed=seed).query("regime == 'all'").set_index("feature").loc[list("abc")]
+        hits.append((found["importance_low"] < [0.5, 0.3, 0.2]) & (found["importance_high"] > [0.5, 0.3, 0.2]))
+    assert np.mean(hits) >= 0.85                                                       # 0.95 promised; the blocks are few
+
+
+def test_an_interval_of_single_sessions_would_not_cover(monkeypatch):
+    """Red team: without blocks the interval is far too narrow, and the test above would see it."""
+    monkeypatch.setattr(A, "BLOCK_HORIZONS", 1)
+    hits = [((found["importance_low"] < [0.5, 0.3, 0.2]) & (found["importance_high"] > [0.5, 0.3, 0.2])) for seed in range(12)
+            for found in [A.importance_table(swinging(1000, seed), "x", 1, 100, seed=seed).query("regime == 'all'").set_index("feature").loc[list("abc")]]]
+    assert np.mean(hits) < 0.6
+
+
+def test_block_weights_are_the_blocks_of_the_splits():
+    """Independent check: the mean of a column, resampled by weights, has the interval that `splits.session_interval` gives."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"session": pd.bdate_range("2015-01-01", periods=500), "value": rng.normal(size=500).cumsum()})
+    found = session_interval(frame, "value", 14, 300, 0.05, 7)
+    means = A.block_weights(500, 28, 300, 7) @ frame["value"].to_numpy() / 500
+    low, high = found.estimate + (np.quantile(means, [0.025, 0.975]) - found.estimate) * A.few_blocks_factor(500 // 28, 0.05)
+    assert isinstance(found, Interval)
+    np.testing.assert_allclose([low, high], [found.low, found.high], rtol=1e-6)
+
+
+def test_shares_are_those_of_all_rows():
+    found = explain.explain_rows(BOOSTING, ROWS)
+    days, regimes = np.repeat(np.arange(100), 3), np.array(["normal"] * 230 + ["crash"] * 51 + ["recovery"] * 19)
+    table = A.importance_table(A.session_sums(found.values, NAMES, days, regimes), "boosting", 14, 30)
+    np.testing.assert_allclose(table.groupby("regime")["importance"].sum(), 1)
+    assert set(table["regime"]) == {"all", "normal", "crash"}                          # 19 rows claim nothing
+    direct = np.abs(found.values).mean(axis=(0, 2))
+    np.testing.assert_allclose(table.query("regime == 'all'").set_index("feature")["mean_abs_shap"][NAMES], direct, rtol=1e-5)
+    crash = np.abs(found.values[230:281]).mean(axis=(0, 2))
+    np.testing.assert_allclose(table.query("regime == 'crash'").set_index("feature")["importance"][NAMES], crash / crash.sum(), rtol=1e-5)
+    for _, part in table.groupby("regime"):
+        assert part["rank"].tolist() == [1, 2, 3, 4] and part["importance"].is_monotonic_decreasing
+    with pytest.raises(DataError, match="constant"):
+        A.importance_table(A.session_sums(np.zeros((30, 4, 3)), NAMES, range(30), ["normal"] * 30), "boosting", 14)
+    with pytest.raises(DataError, match="do not fit"):
+        A.session_sums(found.values.swapaxes(1, 2), NAMES, days, regimes)
+
+
+# --- drift, pruning, words -------------------------------------------------------------------------------------------
+
+def test_distance_of_explanations():
+    before = swinging(900, 1)
+    same = A.attribution_drift(before, before, 14, 60)
+    assert (same[["distance", "low", "high"]].to_numpy() == 0).all()
+    moved = A.attribution_drift(swinging(900, 2, (0.2, 0.3, 0.5)), before, 14, 60).set_index("regime").loc["all"]
+    assert moved["low"] < 0.3 < moved["high"] and moved["low"] > 0.15
+    halves = A.attribution_drift(before[450:].reset_index(drop=True), before[:450], 14, 60).set_index("regime").loc["all"]
+    assert halves["distance"] < 0.1 and halves["low"] == 0                             # other sessions of one world: no distance is shown
+    few = A.attribution_drift(before[:60], before[:60].assign(a=1.0), 14, 60)
+    assert np.isfinite(few["distance"]).all() and few["low"].isna().all()              # one block: no interval
+    assert A.attribution_drift(None, before, 14).empty and list(A.attribution_drift(before, None, 14)) == list(A.DRIFT)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0.001, 1), min_size=3, max_size=60), st.integers(1, 20), st.integers(20, 40))
+def test_the_smallest_set(raw, least, most):
+    shares = pd.DataFrame({"component": "stack", "regime": "all", "feature": [f"f{i}" for i in range(len(raw))], "importance": np.array(raw) / sum(raw)})
+    found = A.pruning(shares, least=least, most=most)
+    kept = int(found["keep"].sum())
+    assert found["importance"].is_monotonic_decreasing and least <= max(kept, least) and kept <= most
+    if least < kept < most:
+        assert found["cumulative"][kept - 1] >= 0.92 - 1e-9 and found["cumulative"][kept - 2] < 0.92
+
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(REGIMES), min_size=1, max_size=300), st.integers(1, 200), st.integers(0, 99))
-def test_sample_stands_for_all_rows(regimes, limit, seed):
-    drawn = explain.sample_rows(pd.Series(regimes), limit, seed)
-    counts = pd.Series(regimes).value_counts()
-    assert len(drawn) == min(limit, len(regimes))
-    assert drawn["position"].is_unique and drawn["position"].is_monotonic_increasing
-    assert [regimes[i] for i in drawn["position"]] == drawn["regime"].tolist()
-    stands_for = drawn.groupby("regime")["weight"].sum()
-    np.testing.assert_allclose(stands_for, counts[stands_for.index])
-    taken = drawn["regime"].value_counts().reindex(counts.index, fill_value=0)
-    assert (taken[taken < counts] >= taken.max() - 1).all()            # no regime is short while another is ample
+@given(st.lists(st.floats(-0.3, 0.3), min_size=1, max_size=9), st.floats(0.2, 0.5))
+def test_the_printed_numbers_add_up(parts, prior):
+    points = np.array(parts)
+    text = A.sentence("buy", prior + points.sum(), prior, points, [f"x_{i}" for i in range(len(points))], None, {})
+    said = [float(word) for word in text.replace("(", " ").replace(")", " ").replace(",", " ").replace(":", " ").split() if word.lstrip("+-").replace(".", "", 1).isdigit() and "." in word]
+    proba, printed, *shown = said
+    assert printed + sum(shown) == pytest.approx(proba, abs=1e-9)
 
 
-def table(values: np.ndarray, regimes: list[str]):
-    return explain.importance_table(values, NAMES, explain.sample_rows(pd.Series(regimes), len(regimes), 0), "boosting")
-
-
-def test_shares_sum_to_one_and_few_rows_claim_nothing():
-    values, _ = explain.shap_boosting(BOOSTING, ROWS)
-    importance, classes = table(values, ["normal"] * 230 + ["crash"] * 51 + ["recovery"] * 19)
-    np.testing.assert_allclose(importance.groupby("regime")["importance"].sum(), 1)
-    assert set(importance["regime"]) == {"all", "normal", "crash"}
-    assert classes[list(CLASSES)].to_numpy().sum() == pytest.approx(1)
-    top = importance[importance["rank"] == 1]
-    assert (top["feature"] == "signal").all()
-    for _, part in importance.groupby("regime"):
-        assert part["rank"].tolist() == [1, 2, 3, 4] and part["importance"].is_monotonic_decreasing
-    direct = np.abs(values).mean(axis=(0, 2))
-    found = importance.query("regime == 'all'").set_index("feature")["mean_abs_shap"]
-    np.testing.assert_allclose(found[NAMES], direct)
-
-
-def test_weighted_sample_estimates_the_importance_of_all_rows():
-    rng = np.random.default_rng(0)
-    regimes = pd.Series(["normal"] * 5000 + ["crash"] * 100)
-    values = np.abs(rng.normal(size=(5100, 4, 3)))
-    values[5000:, 0] *= 20                                       # one feature matters in crashes alone
-    drawn = explain.sample_rows(regimes, 1000, 0)
-    got = explain.importance_table(values[drawn["position"]], NAMES, drawn, "forest")[0].query("regime == 'all'")
-    want = values.mean(axis=(0, 2))
-    np.testing.assert_allclose(got.set_index("feature")["mean_abs_shap"][NAMES], want, rtol=0.06)
-
-
-def test_constant_model_is_refused():
-    with pytest.raises(DataError, match="constant"):
-        table(np.zeros((30, 4, 3)), ["normal"] * 30)
-
-
-# --- the whole run ---------------------------------------------------------------------------------------------------
+# --- the task --------------------------------------------------------------------------------------------------------
 
 def inputs() -> dict:
-    rng = np.random.default_rng(3)
-    samples = X.assign(session=np.repeat(pd.bdate_range("2019-01-01", periods=450), 2), symbol=["A", "B"] * 450,
-                       regime=rng.choice(REGIMES, 900, p=[0.3, 0.4, 0.2, 0.08, 0.02]))
-    folds = pd.DataFrame({"fold": [2019, 2020], "cutoff": samples["session"].iloc[[10, 599]].to_numpy()})
-    oof = pd.DataFrame({"row": range(500, 900), "fold": [2019] * 100 + [2020] * 300})
-    return {"memory": {"samples": samples, "folds": folds},
-            "features": {"feature_set": {"definitions": [{"name": n, "group": n[:5]} for n in NAMES[:3]]}},
-            "forest": {"last_fold": FOREST, "out_of_fold": oof}, "boosting": {"last_fold": BOOSTING, "out_of_fold": oof}}
+    """Two folds, of which the stack speaks in the second."""
+    samples = X.assign(session=np.repeat(pd.bdate_range("2019-01-01", periods=450), 2), symbol=["A", "B"] * 450, label=Y, regime=np.resize(["normal", "crash", "normal", "recovery"], 900))
+    samples["label_known_at"] = samples["session"] + pd.Timedelta(days=1)
+    held = np.arange(600, 900)
+    fold = np.where(held < 700, 2020, 2021)
+    said = np.c_[FOREST.predict_proba(ROWS), BOOSTING.predict_proba(ROWS)]
+    frames = {name: pd.DataFrame({"row": held, "fold": fold, **dict(zip(PROBABILITIES, said[:, at:at + 3].T, strict=True))}) for name, at in (("forest", 0), ("boosting", 3))}
+    final = Learner(pass_through("forest"), 1.1).predict_proba(pd.DataFrame(said, columns=list(INPUTS)))
+    meta = {"evaluation": pd.DataFrame({"row": held, "fold": fold, **dict(zip(PROBABILITIES, final.T, strict=True))})[100:],
+            "summary": {"chosen": {"2021": "forest"}, "temperatures": {"2021": 1.1}}, "model": STACK.meta}
+    last = samples.tail(2).reset_index(drop=True)
+    meta["predictions"] = last[["session", "symbol", "regime"]].assign(**dict(zip(PROBABILITIES, STACK.predict_proba(last[NAMES], last["regime"]).T, strict=True)))
+    folds = pd.DataFrame({"fold": [2020, 2021], "cutoff": samples["session"].iloc[[599, 699]].to_numpy()})
+    plan = pd.DataFrame({"fold": [2020] * 500 + [2021] * 500 + [-1] * 900, "row": [*range(500), *range(500), *range(900)]})
+    bases = {name: {"out_of_fold": frames[name], "model": model, "fold_models": {"2020": name, "2021": name}} for name, model in (("forest", FOREST), ("boosting", BOOSTING))}
+    return {"memory": {"samples": samples, "folds": folds, "plan": plan}, "meta": meta, **bases, "fold_cache": {"forest": FOREST, "boosting": BOOSTING},
+            "features": {"feature_set": {"version": "v1", "definitions": [{"name": n, "group": n[:5]} for n in NAMES[:3]]}, "latest": last}}
 
 
-ASK = Settings(explain={"forest_rows": 120, "boosting_rows": 200})
+QUICK, DAY = Settings(explain={"bootstrap": 30, "interaction_rows": 10}), pd.Timestamp("2020-12-31")
 
 
-def test_run_is_deterministic_pure_and_complete():
-    given_inputs, before = inputs(), inputs()
-    first, again = (explain.run(given_inputs, ASK, pd.Timestamp("2020-12-31")) for _ in range(2))
-    pd.testing.assert_frame_equal(given_inputs["memory"]["samples"], before["memory"]["samples"])
-    for name in ("importance", "classes", "groups"):
-        pd.testing.assert_frame_equal(first.frames[name], again.frames[name])
-    summary = first.documents["summary"]["components"]
-    assert summary["forest"]["rows"] == 120 and summary["boosting"]["rows"] == 200
-    assert summary["forest"]["first_session"] > "2020-02-20"                          # the last fold only
-    claimed = set(first.frames["importance"].query("component == 'forest'")["regime"])
-    assert set(summary["forest"]["no_claim"]) | claimed == {"all", *REGIMES}
-    rows = pd.DataFrame(first.rows["shap_analysis"])
-    assert list(rows) == ["component", "regime", "feature", "importance", "rank", "sample_count"]
-    assert not rows.duplicated(["component", "regime", "feature"]).any() and rows["rank"].max() <= 20
-    assert {type(v) for row in first.rows["shap_analysis"] for v in row.values()} == {str, float, int}
-    np.testing.assert_allclose(first.frames["groups"].groupby(["component", "regime"])["importance"].sum(), 1)
-    assert "other" in set(first.frames["groups"]["group"])                            # a feature without a definition
-    assert len(explain.figure(first).axes) == 2 and list(explain.table(first).columns)[0] == "all"
+@pytest.fixture(scope="module")
+def made():
+    return explain.run(inputs(), QUICK, DAY)
 
 
-def test_rows_that_may_have_been_learned_are_refused():
+def test_every_out_of_sample_row_is_explained(made):
+    facts = made.documents["summary"]["components"]
+    assert {name: one["rows"] for name, one in facts.items()} == {"forest": 300, "boosting": 300, "stack": 200}
+    assert max(one["largest_gap"] for one in facts.values()) < 1e-5
+    whole = explain.explain_rows(Stack(FOREST, BOOSTING, Learner(pass_through("forest"), 1.1)), ROWS[100:])
+    direct = np.abs(whole.values).mean(axis=(0, 2))
+    found = made.frames["importance"].query("component == 'stack' and regime == 'all'").set_index("feature")["importance"]
+    np.testing.assert_allclose(found[NAMES], direct / direct.sum(), rtol=1e-4)
+    assert set(facts["stack"]["no_claim"]) == {"low_volatility", "high_volatility"}
+
+
+def test_the_run_is_deterministic_and_the_cache_gives_the_same(made):
+    given_inputs = inputs()
+    first, size = explain.run(given_inputs, QUICK, DAY), len(given_inputs["fold_cache"])
+    again = explain.run(given_inputs, QUICK, DAY)
+    assert len(given_inputs["fold_cache"]) == size == 4                                # two models, two folds' sums
+    for name, frame in made.frames.items():
+        pd.testing.assert_frame_equal(frame, first.frames[name])
+        pd.testing.assert_frame_equal(frame, again.frames[name])
+    rows = pd.DataFrame(made.rows["shap_analysis"])
+    assert not rows.duplicated(["component", "regime", "feature"]).any() and rows["rank"].max() <= 40
+    assert {"unit", "kind", "engine", "feature_set"} <= set(rows) and set(rows) <= set(db.shap_analysis.c.keys())
+
+
+def test_outputs_are_the_ones_promised(made):
+    columns = {"importance": list(A.IMPORTANCE), "interactions": ["component", "feature", "other", "strength", "share"], "history": list(explain.HISTORY),
+               "latest": ["session", "symbol", "class", "feature", "words", "value", "percentile", "contribution"], "drift": list(A.DRIFT)}
+    for name, wanted in columns.items():
+        assert list(made.frames[name]) == wanted, name
+    added = made.frames["latest"].groupby(["symbol", "class"])["contribution"].sum().unstack()[list(CLASSES)]
+    prior = np.exp(A.log_softmax(explain.explain_rows(STACK, ROWS[:1]).base))
+    said = inputs()["meta"]["predictions"].set_index("symbol")[list(PROBABILITIES)]
+    np.testing.assert_allclose(added, said - prior, atol=1e-6)
+    np.testing.assert_allclose(made.frames["groups"].groupby(["component", "regime"])["importance"].sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(made.frames["classes"].set_index("component")[list(CLASSES)].sum(axis=1).groupby("component").sum(), 1, rtol=1e-5)
+    assert explain.history_figure(made) is None and len(explain.figure(made).axes) == 2 and explain.call_figure(made).axes
+    assert "adds up" in explain.finding(made) or "add up within" in explain.finding(made)
+    assert len(explain.table(made)) and len(explain.stability(made)) and len(explain.calls(made)) == 2 and explain.distances(made).empty
+
+
+@pytest.mark.parametrize("plant", ["plan", "cutoff"])
+def test_a_row_that_may_have_been_learned_is_refused(plant):
     planted = inputs()
-    planted["memory"]["folds"].loc[1, "cutoff"] = planted["memory"]["samples"]["session"].iloc[700]
-    with pytest.raises(DataError, match="not after its cut-off"):
-        explain.run(planted, ASK, pd.Timestamp("2020-12-31"))
+    if plant == "plan":
+        planted["memory"]["plan"].loc[0, "row"] = 650
+    else:
+        planted["memory"]["folds"].loc[1, "cutoff"] = planted["memory"]["samples"]["session"].iloc[750]
+    with pytest.raises(DataError, match="may have been learned"):
+        explain.run(planted, QUICK, DAY)
 
 
-def test_the_pipelines_own_models_can_be_explained():
-    boosting = pytest.importorskip("mltrader.boosting")
-    forest = pytest.importorskip("mltrader.forest")
-    for component, model, function in (
-        ("forest", forest.RandomForestModel(ForestSettings(n_estimators=10, max_samples=0.5)), explain.shap_forest),
-        ("boosting", boosting.XGBoostModel(BoostingSettings(rounds=10)), explain.shap_boosting),
-    ):
-        model.fit(X[SEEN].reset_index(drop=True), Y[SEEN])
-        for one in (model, type(model).from_bytes(model.to_bytes())):
-            values, base = function(one, ROWS)
-            assert explain.additivity(one, ROWS, values, base, component)["probability"] < 1e-5
+@pytest.mark.parametrize(("where", "words"), [("evaluation", "fold 2021, stack"), ("out_of_fold", "fold 2020, boosting"), ("predictions", "the last session")])
+def test_what_is_explained_is_what_was_predicted(where, words):
+    """Red team: one stored probability differs from what the models say."""
+    planted = inputs()
+    frame = planted["boosting"]["out_of_fold"] if where == "out_of_fold" else planted["meta"][where]
+    row = frame.index[0]
+    frame.loc[row, ["proba_sell", "proba_hold"]] = frame.loc[row, ["proba_hold", "proba_sell"]].to_numpy()
+    with pytest.raises(DataError, match=f"{words}.*miss the prediction"):
+        explain.run(planted, QUICK, DAY)
 
 
-def test_shap_is_not_imported_before_it_is_needed():
-    heavy = ("shap", "xgboost", "sklearn", "matplotlib")
-    code = f"import sys, mltrader.explain; print([m for m in {heavy} if m in sys.modules])"
+def test_distance_from_the_champion_and_history_over_two_versions(made):
+    earlier = [{**{name: row[name] for name in ("component", "regime", "feature", "importance", "rank")}, "model_version": "b" * 64, "name": "production_v1", "as_of": date(2020, 11, 30)}
+               for row in made.frames["history"].to_dict("records")]
+    champion = {"name": "production_v1", "sessions": made.frames["sessions"]}
+    output = explain.run({**inputs(), "explained": {"history": earlier, "champion": champion}}, QUICK, DAY)
+    assert (output.frames["drift"]["distance"] == 0).all() and output.metrics["drift"] == 0
+    assert output.frames["history"]["name"].unique().tolist() == ["production_v1", "this run"]
+    assert explain.history_figure(output) is not None and "production_v1" in explain.finding(output)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def store(tmp_path):
+    store = db.Store(f"sqlite:///{tmp_path / 'store.db'}")
+    with store.write() as conn:
+        for number, (run_id, version, share) in enumerate((("run_1", "a" * 64, 0.5), ("run_2", "b" * 64, 0.7)), 1):
+            db.start_run(conn, run_id, "cycle", "test", number, {}, "s", CLOCK)
+            db.set_as_of(conn, run_id, date(2021, number, 1))
+            db.add_version(conn, run_id, version, "r", date(2021, number, 1), "f", {}, CLOCK)
+            rows = [{"component": c, "regime": r, "feature": f, "importance": s, "rank": k, "sample_count": 100, "model_version": version}
+                    for c in ("boosting", "stack") for r in ("all", "crash") for k, (f, s) in enumerate((("signal", share), ("other", 1 - share)), 1)]
+            db.write_rows(conn, run_id, {"shap_analysis": rows})
+        trial = db.record_trial(conn, "run_1", "r", date(2021, 1, 1), "d", 1.0)
+        gate = db.add_gate_row(conn, "run_1", {"model_version": "a" * 64, "trial_id": trial, "trials": 1, "kind": "first", "verdict": "PROMOTE", "as_of": date(2021, 1, 1),
+                                               "promoted_to_production": True}, [], CLOCK)
+        db.move_alias(conn, "run_1", "champion", "a" * 64, None, 1, date(2021, 1, 1), CLOCK, gate_id=gate)
+    return store
+
+
+def test_usage_example_4_as_written(store, monkeypatch, capsys):
+    monkeypatch.setenv("MLTRADER_DATABASE_URL", str(store.url))
+    code = """
+from mltrader.explain import SHAPAnalyzer
+analyzer = SHAPAnalyzer()
+for feature, importance, rank in analyzer.get_top_features_by_regime(model_version="production_v1", regime="crash", limit=10):
+    print(f"{rank}. {feature}: {importance:.6f}")
+"""
+    exec(compile(code, "example 4", "exec"), {})  # noqa: S102
+    assert capsys.readouterr().out == "1. signal: 0.500000\n2. other: 0.500000\n"
+
+
+def test_versions_by_name_alias_and_digest(store):
+    analyzer = SHAPAnalyzer(store)
+    for name in ("production_v1", "champion", "a" * 64, "aaaaaa"):
+        assert analyzer.get_top_features_by_regime(name, "crash", 1) == [("signal", 0.5, 1)]
+    with pytest.raises(ConfigError, match="known are: bbbbbbbbbbbb, production_v1"):
+        analyzer.get_top_features_by_regime("production_v7", "crash", 10)
+    with pytest.raises(ConfigError, match="there are all, crash"):
+        analyzer.get_top_features_by_regime("production_v1", "recovery", 10)
+
+
+def test_history_over_two_versions(store):
+    found = SHAPAnalyzer(store).get_importance_history("signal", "crash").query("component == 'stack'")
+    assert found[["name", "importance", "rank"]].to_numpy().tolist() == [["production_v1", 0.5, 1], ["bbbbbbbbbbbb", 0.7, 1]]
+    with pytest.raises(ConfigError, match="there are other, signal"):
+        SHAPAnalyzer(store).get_importance_history("nothing")
+    with store.read() as conn:
+        assert {row["name"] for row in db.importance_history(conn, date(2021, 2, 1))} == {"production_v1"}   # only what earlier runs know
+
+
+@pytest.mark.parametrize("model", [FOREST, BOOSTING, STACK], ids=["forest", "boosting", "stack"])
+def test_by_hand_for_three_classes(store, model):
+    analyzer = SHAPAnalyzer(store, Settings())
+    one = analyzer.explain_prediction(model, ROWS.iloc[0], NAMES)
+    assert one["shap_values"].shape[1] == 3 and one["base_value"].shape == (3,) and one["prediction"] in CLASSES
+    assert one["text"].startswith(one["prediction"].upper()) and len(one["positive"]) <= 5 and all(size < 0 for _, size in one["negative"])
+    before = {table: count for table, count in db_digest(store, "run_1").items()}
+    regimes = np.resize(np.array(["normal", "crash", "normal"], dtype=object), 300)
+    regimes[:5] = "recovery"
+    found = analyzer.analyze_by_regime(model, ROWS, Y[600:], regimes, NAMES, "production_v1")
+    assert found["recovery"]["note"] == "no claim: 5 rows, 20 needed" and found["crash"]["sample_count"] == (regimes == "crash").sum()
+    inside = regimes == "crash"
+    said = model.predict_proba(ROWS[inside], regimes[inside]) if model is STACK else model.predict_proba(ROWS[inside])
+    assert found["crash"]["accuracy"] == pytest.approx((said.argmax(axis=1) == Y[600:][inside]).mean())
+    assert list(found["normal"]["importance"])[0] == "signal"
+    again = analyzer.get_feature_importance(model, ROWS, NAMES, "production_v1", "crash")
+    with store.read() as conn:
+        mine = [row for row in db.importance_rows(conn, "a" * 64) if row["run_id"].startswith("explain_")]
+        hand = [row for row in db.runs(conn) if row["id"].startswith("explain_")]
+    assert len(hand) == 1 and (hand[0]["kind"], hand[0]["status"]) == ("predict", "success")
+    crash = {row["feature"]: row["importance"] for row in mine if row["regime"] == "crash"}
+    assert crash == pytest.approx(again)                                               # replaced, not added
+    assert db_digest(store, "run_1") == before                                         # the cycle's own rows are as they were: it verifies
+    wide = analyzer.compare_regime_features("production_v1", 2)
+    assert set(wide.columns) >= {"all", "crash"} and "signal" in wide.index
+    assert "## Crash" in analyzer.generate_report("production_v1")
+    pairs = analyzer.get_interactions(model, ROWS[:10], NAMES, "production_v1", limit=3)
+    assert len(pairs) == 3 and pairs["strength"].is_monotonic_decreasing
+
+
+def db_digest(store, run_id: str) -> dict[str, str]:
+    with store.read() as conn:
+        return db.rows_digest(conn, run_id)
+
+
+def test_what_is_wrong_by_hand_is_said(store):
+    analyzer = SHAPAnalyzer(store, Settings())
+    with pytest.raises(DataError, match="19 rows of regime crash; below 20"):
+        analyzer.get_feature_importance(FOREST, ROWS[:19], NAMES, "production_v1", "crash")
+    with pytest.raises(ConfigError, match="There is no regime 'calm'"):
+        analyzer.get_feature_importance(FOREST, ROWS, NAMES, "production_v1", "calm")
+    with pytest.raises(ConfigError, match="no model version"):
+        analyzer.get_feature_importance(FOREST, ROWS, NAMES, "production_v9")
+    with pytest.raises(DataError, match="y_test 3"):
+        analyzer.analyze_by_regime(FOREST, ROWS, Y[:3], ["crash"] * 300, NAMES, "production_v1")
+    with pytest.raises(DataError, match="'boom'"):
+        analyzer.analyze_by_regime(FOREST, ROWS, Y[600:], ["boom"] * 300, NAMES, "production_v1")
+    with pytest.raises(DataError, match="2 rows; explain_prediction takes one"):
+        analyzer.explain_prediction(FOREST, ROWS[:2], NAMES)
+
+
+def test_heavy_libraries_are_not_imported_before_they_are_needed():
+    code = "import sys, mltrader.explain; print([m for m in ('shap', 'xgboost', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_regimes_are_in_their_order(made):
+    order = made.frames["importance"]["regime"].drop_duplicates().tolist()
+    assert order == ["all", *[name for name in REGIMES if name in order]]

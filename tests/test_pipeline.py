@@ -17,7 +17,7 @@ ALLOWED = {
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
     "archive": {"store", "artifacts"}, "events": {"archive", "artifacts", "store"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "treeshap": {"boosting", "forest", "kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
-    "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "explain": {"splits"}, "promotion": {"luck", "splits", "significance", "refits", "forgetting", "tuning"},
+    "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "attribution": {"splits", "meta"}, "explain": {"attribution", "meta", "store", "treeshap"}, "promotion": {"attribution", "luck", "splits", "significance", "refits", "forgetting", "tuning"},
     "registry": {"store", "artifacts"}, "notify": {"store", "log", "reports"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
     "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"}, "audit": None, "cli": None,
@@ -86,6 +86,7 @@ def test_no_pickle_no_unsafe_reader():
 
 @pytest.mark.parametrize(("section", "change", "outdated"), [
     ("forest", {"n_estimators": 3}, {"forest", "promotion"}),
+    ("explain", {"every": 2}, {"explain"}),
     ("promotion", {"level": 0.1}, {"backtest", "sectors", "promotion", "summary"}),
     ("drift", {"permutations": 33}, {"drift"}),
     ("run", {"threads": 1}, set()),

@@ -414,11 +414,45 @@ def test_a_verdict_cannot_contradict_itself():
 
 # --- fail closed -----------------------------------------------------------------------------------------------------
 
-def test_not_built_rules_never_pass():
+def test_rules_that_do_not_apply_never_pass():
     for v in apply_rules(evidence()):
         if v.rule in ("memory", "replay", "several", "attribution"):
             assert (v.status, v.blocks) == ("not applicable", False)
-    assert verdict(promotion.attribution, evidence(1.0, 0.5)).note == "not built yet"
+
+
+@pytest.fixture(scope="module")
+def good_verdicts() -> list[Verdict]:
+    assert "attribution" in promotion.chosen_rules(FAST.promotion)
+    return apply_rules(evidence(1.0, 0.5))
+
+
+def distances(**changes) -> pd.DataFrame:
+    row = {"regime": "all", "distance": 0.4, "low": 0.3, "high": 0.5, "n_rows": 900, "n_sessions": 600, "n_blocks": 10} | changes
+    return pd.DataFrame([row, {**row, "regime": "crash", "n_blocks": 2}])
+
+
+@pytest.mark.parametrize(("changes", "status"), [
+    ({}, "failed"), ({"low": 0.25}, "passed"), ({"low": 0.2500001}, "failed"), ({"low": 0.0, "distance": 0.9, "high": 1.0}, "passed"),
+    ({"low": NAN, "high": NAN}, "failed"), ({"n_blocks": 5}, "insufficient"), ({"distance": NAN, "low": NAN, "high": NAN}, "failed"),
+])
+def test_other_reasons_are_named_and_never_block(good_verdicts, changes, status):
+    """The rule reads its frame at the edge of its limit; whatever it says, the decision is that of the other rules."""
+    proof = evidence(1.0, 0.5, attribution=distances(**changes))
+    whole, crash = promotion.attribution(proof)
+    assert (whole.status, whole.rule, crash.rule, crash.status) == (status, "attribution", "attribution:crash", "insufficient")
+    assert not whole.blocks and not crash.blocks and decide([*good_verdicts, whole, crash]) == decide(good_verdicts) == "PROMOTE"
+    named = " ".join(promotion.reasons([*good_verdicts, whole, crash], "PROMOTE"))
+    assert ("other reasons than the champion" in named) == (status == "failed")
+
+
+def test_without_a_stored_explanation_the_rule_does_not_apply():
+    assert "no champion" in verdict(promotion.attribution, evidence(attribution=distances())).note
+    for missing in (None, distances()[:0]):
+        assert "not stored" in verdict(promotion.attribution, evidence(1.0, 0.5, attribution=missing)).note
+    sums = pd.DataFrame({"session": pd.bdate_range("2015-01-01", periods=600), "regime": "normal", "n_rows": 5, "a": 2.0, "b": 1.0})
+    given_inputs = {"champion": {"explanation": sums}, "explain": {"sessions": sums.assign(a=1.0)}}
+    found = promotion.explained_otherwise(given_inputs, FAST)
+    assert found["distance"].tolist() == pytest.approx([1 / 6, 1 / 6]) and promotion.explained_otherwise({"champion": {}}, FAST) is None
 
 
 @pytest.mark.parametrize("missing", promotion.REQUIRED)

@@ -70,6 +70,19 @@ def predict(samples=SAMPLES, plan=PLAN, folds=FOLDS, model=None, cache=None, rec
     return splits.out_of_fold(samples, ["x"], plan, folds, model or Counter(), recipe, cache, **kwargs)
 
 
+def test_the_models_of_folds_are_kept_and_fitted_again_if_lost():
+    cache, counter, kept = {}, Counter(), {}
+    made = predict(model=lambda *learn: (counter(*learn), f"model {len(learn[0])}"), cache=cache, models=kept)
+    fits = counter.fits
+    assert set(kept) == set(made.frame["fold"]) and all(cache[key].startswith("model") for key in kept.values())
+    plain = predict(cache=cache)                                             # without asking for models the same predictions are found
+    pd.testing.assert_frame_equal(plain.frame, made.frame)
+    del cache[kept[min(kept)]]
+    again = predict(model=lambda *learn: (counter(*learn), "again"), cache=cache, models={})
+    assert counter.fits == fits + 1 and cache[kept[min(kept)]] == "again"
+    pd.testing.assert_frame_equal(again.frame, made.frame)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, len(DAYS) - 1), st.integers(1999, 2006))
 def test_folds_are_disjoint_years_after_their_cut_off(i, first_year):
