@@ -237,10 +237,10 @@ def section(title: str, *parts: Any) -> Safe:
     return markup("<h2>{title}</h2>{parts}", title=title, parts=joined(parts))
 
 
-def bar(value: float, largest: float, color: str = "var(--accent)") -> Safe:
-    """A bar of at most nine rem, to the left of nothing; negative values are drawn alike and say so by their colour."""
+def bar(value: float, largest: float, color: str = "var(--accent)", rem: float = 9.0) -> Safe:
+    """A bar of at most `rem` rem for `largest`; negative values are drawn alike, and say so by their colour."""
     width = 0.0 if not (largest and isfinite(value)) else min(abs(value) / largest, 1.0)
-    return markup("<span class=bar style='width:{w:}rem;background:{c}'></span>", w=f"{9 * width:.2f}", c=color)
+    return markup("<span class=bar style='width:{w:}rem;background:{c}'></span>", w=f"{rem * width:.2f}", c=color)
 
 
 @contextmanager
@@ -694,7 +694,7 @@ def prediction_words(frame: pd.DataFrame, source: Source) -> Safe:
     head = ", ".join(f"{counts.get(name, 0)} {name}" for name in CLASSES)
     stale = markup(" <span class=badge style='background:#8a5a00'>{t}</span>", t=f"{age:,} sessions old") if age > 1 else ""
     return joined([markup("<p><b>{day}: {head}; {silent} abstentions.</b>{stale}</p>", day=words(day), head=head, silent=int((frame["abstains"] == "yes").sum()), stale=stale),
-                   note(f"{len(frame)} symbols", role, f"signal age: {age:,} sessions, {days:,} days", "confidence: probability of the class called", "an abstention's conformal set holds both sell and buy")])
+                   note(f"{len(frame)} symbols", role, f"signal age: {age:,} sessions, {days:,} days", "p: probability of the class called", "an abstention's conformal set holds both sell and buy")])
 
 
 def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
@@ -705,7 +705,7 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
     if not text and parts.empty:
         return joined([head, empty("No explanation of this prediction is stored.", f"mltrader explain {symbol} --session {words(day)}" if re.fullmatch(r"[\w.^=-]{1,32}", symbol) else "mltrader cycle --force")])
     largest = float(parts["contribution"].abs().max()) if len(parts) else 0.0
-    rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00"), "contribution": f"{100 * part['contribution']:+.1f}",
+    rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00", 5.0), "contribution": f"{100 * part['contribution']:+.1f}",
              "percentile": None if part["percentile"] != part["percentile"] else f"{part['percentile']:.0f}"} for part in parts.sort_values("contribution", key=abs, ascending=False).to_dict("records")]
     return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "value": "value", "percentile": "percentile", "contribution": "points", "bar": ""}) if rows else "",
                    note(f"to p({call})", "probability points", "against the mean prediction", "blue raises it, orange lowers it")])
@@ -805,7 +805,7 @@ def outcome_of(code: int, out: str, err: str) -> tuple[str, str, str | None]:
     text = str(said.get("error") or last.removeprefix("mltrader: ") or f"exit code {code}")
     return ("refused" if code == 75 else "failed"), log.scrub(text)[:500], said.get("run_id")
 
-
+# %% ../nbs/70_dashboard.ipynb #5e0d67d8
 class Operator:
     """Does what is asked for by hand, and keeps the record.
 
@@ -905,7 +905,7 @@ def actions_table(source: Source) -> Safe:
 
 # %% ../nbs/70_dashboard.ipynb #b3baee32
 DASHBOARD_STYLE = """
-:host{font-size:15px;line-height:1.5}body{padding:1rem 1.5rem}p{margin:.45rem 0}.meta{font-size:.85rem}h3{margin:.4rem 0}ul{margin:.3rem 0}.num{text-align:right}.empty{color:var(--muted);border-left:4px solid var(--line);padding:.3rem .8rem}
+:host{font-size:15px;line-height:1.5;color:var(--ink)}h1,h2,h3,p,td,th,li,pre{color:inherit}.meta,.empty{color:var(--muted)!important}body{padding:1rem 1.5rem}p{margin:.45rem 0}.meta{font-size:.85rem}h3{margin:.4rem 0}ul{margin:.3rem 0}.num{text-align:right}.empty{color:var(--muted);border-left:4px solid var(--line);padding:.3rem .8rem}
 .badge{display:inline-block;padding:.05rem .6rem;border-radius:1rem;color:#fff;font-weight:600;font-size:.8rem}
 .bar{display:inline-block;height:.7rem;border-radius:2px;vertical-align:middle}.log{max-height:17rem;overflow:auto;font-size:.76rem;margin:0}.log .error{color:#d55e00;font-weight:600}
 .progress{height:.6rem;background:var(--soft);border-radius:.3rem;overflow:hidden}.progress span{display:block;height:100%;background:var(--accent)}
@@ -918,7 +918,7 @@ WIDGET_STYLE = """
 .bk-btn{background:var(--soft)!important;color:var(--ink)!important;border:1px solid var(--muted)!important}.bk-btn:disabled,.bk-btn[disabled]{opacity:.45}
 label,.bk-input-group{color:var(--ink)}.bk-header{border-color:var(--line)!important}.bk-tab{color:var(--ink)!important;font-size:.95rem}
 .bk-tab.bk-active{color:var(--accent)!important;border-color:var(--accent)!important;background:var(--soft)!important}
-.tabulator,.tabulator .tabulator-header,.tabulator .tabulator-header .tabulator-col,.tabulator-row,.tabulator-row.tabulator-row-even,.tabulator .tabulator-tableholder .tabulator-table{background:var(--paper)!important;color:var(--ink)!important;border-color:var(--line)!important}
+.tabulator,.tabulator .tabulator-header,.tabulator .tabulator-header .tabulator-col,.tabulator-row,.tabulator-row.tabulator-row-even,.tabulator .tabulator-tableholder .tabulator-table,.tabulator .tabulator-footer,.tabulator .tabulator-footer .tabulator-page,.tabulator-cell{background:var(--paper)!important;color:var(--ink)!important;border-color:var(--line)!important}
 .tabulator-row:hover,.tabulator-row.tabulator-selected{background:var(--soft)!important;color:var(--ink)!important}
 """
 TABS = ("Now", "Champion", "Why", "Drift & events", "Predictions", "Where it works", "Equity", "Operate")
@@ -962,9 +962,9 @@ class Page:
         self.tabs.param.watch(lambda event: self.show(event.new), "active")
         self.show(0)
 
-    def html(self, text: str) -> Any:
-        """A pane of HTML that is `Safe`."""
-        return self.pn.pane.HTML(text, stylesheets=[reports.PAGE_STYLE, DASHBOARD_STYLE], sizing_mode="stretch_width", margin=(0, 5))
+    def html(self, text: str, width: int | None = None) -> Any:
+        """A pane of HTML that is `Safe`, as wide as the page if no width is given."""
+        return self.pn.pane.HTML(text, stylesheets=[reports.PAGE_STYLE, DASHBOARD_STYLE], margin=(0, 5), **({"sizing_mode": "stretch_width"} if width is None else {"width": width}))
 
     def guarded(self, make: Callable[..., Safe], *args: Any) -> Safe:
         """What `make` says; damaged results are words on the page, not a broken page."""
@@ -1031,8 +1031,10 @@ def prediction_tab(page: Page) -> list[Any]:
     if frame.empty:
         return [page.html(empty("No prediction is on record.", "mltrader cycle"))]
     pn, shown = page.pn, ["symbol", "sector", "regime", "call", "confidence", *CLASSES, "abstains"]
-    grid = pn.widgets.Tabulator(frame[shown], show_index=False, disabled=True, selectable=1, pagination="local", page_size=30, layout="fit_data_stretch", theme="simple",
-                                formatters={name: {"type": "plaintext"} for name in shown}, stylesheets=[WIDGET_STYLE], sizing_mode="stretch_width",
+    grid = pn.widgets.Tabulator(frame[shown], show_index=False, disabled=True, selectable=1, pagination="local", page_size=30, layout="fit_columns", theme="simple", width=726,
+                                formatters={name: {"type": "plaintext"} for name in shown}, stylesheets=[WIDGET_STYLE],
+                                widths={"symbol": 78, "sector": 165, "regime": 100, "call": 60, "confidence": 62, "sell": 60, "hold": 62, "buy": 60, "abstains": 76},
+                                titles={"confidence": "p", "abstains": "silent"},
                                 text_align={name: "right" for name in ("confidence", *CLASSES)})
     grid.value = frame[shown].assign(**{name: frame[name].map(lambda v: words(v, 2)) for name in ("confidence", *CLASSES)})
     name = pn.widgets.TextInput(name="Symbol contains", width=160, stylesheets=[WIDGET_STYLE])
@@ -1045,13 +1047,13 @@ def prediction_tab(page: Page) -> list[Any]:
         return rows[mask]
 
     grid.add_filter(pn.bind(keep, text=name, **filters))
-    why = page.html(empty("Click a row to see why."))
+    why = page.html(empty("Click a row to see why."), width=420)
 
     def clicked(event: Any) -> None:
         why.object = page.guarded(explanation_html, frame.loc[grid.value.index[event.row]].to_dict())
 
     grid.on_click(clicked)
-    return [page.html(page.guarded(lambda source: prediction_words(frame, source))), pn.Row(name, *filters.values()), pn.FlexBox(grid, why, align_items="flex-start")]
+    return [page.html(page.guarded(lambda source: prediction_words(frame, source))), pn.Row(name, *filters.values()), pn.Row(grid, why, styles={"flex-wrap": "wrap"})]
 
 # %% ../nbs/70_dashboard.ipynb #80c718ed
 def earlier_champions(source: Source) -> list[str]:
