@@ -317,8 +317,8 @@ def test_help_does_not_wait_for_panel_and_a_missing_one_is_named(monkeypatch):
 def served(home, *options, **more):
     """The dashboard in a process of its own; yields it and its address."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MLTRADER_")} | {
-        "MLTRADER_HOME": str(home), "MLTRADER_RUN__REPORTS": str(home / "reports"), "MLTRADER_DASHBOARD_TOKEN": TOKEN, "MLTRADER_DASHBOARD__REFRESH_SECONDS": "0.5", "PYTHONPATH": str(ROOT),
-        "MLTRADER_MARKET__PROVIDER": "parquet", "MLTRADER_MARKET__PATH": str(home / "no_bars.parquet"), **more}
+        "MLTRADER_HOME": str(home), "MLTRADER_RUN__REPORTS": str(home / "reports"), "MLTRADER_DASHBOARD_TOKEN": TOKEN, "MLTRADER_DASHBOARD__REFRESH_SECONDS": "0.5", "PYTHONPATH": str(ROOT), "MLTRADER_SETTINGS": str(home / "mltrader.toml"), **more}
+    (home / "mltrader.toml").touch()
     process = subprocess.Popen([sys.executable, "-c", "from mltrader.cli import main; main()", "dashboard", "--port", "0", *options], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
@@ -477,17 +477,17 @@ def test_chromium_opens_every_page_and_presses_the_buttons(home, running):
         tab.get_by_label("Symbol contains").press("Enter")
         wanted = next(p for p in PAYLOADS if "onstart" in p)
         expect(tab.locator(".tabulator-row")).to_have_count(1)
-        tab.locator(".tabulator-row .tabulator-cell").first.click()
+        tab.locator(".tabulator-row [tabulator-field=symbol]").first.click()
         expect(tab.locator("h3")).to_contain_text(wanted)
         expect(tab.get_by_text("BUY 0.61")).to_contain_text(wanted)
         tab.get_by_label("Symbol contains").fill("")
         tab.get_by_label("Symbol contains").press("Enter")
         tab.get_by_label("Class").select_option("sell")
         expect(tab.locator(".tabulator-row").nth(5)).to_contain_text("sell")
-        tab.locator(".tabulator-col", has_text="symbol").click()  # sorted: the row that is clicked is the row that is explained
+        tab.locator(".tabulator-col[tabulator-field=symbol]").click()  # sorted: the row that is clicked is the row that is explained
         row = tab.locator(".tabulator-row").nth(4)
-        symbol = row.locator(".tabulator-cell").first.text_content()
-        row.locator(".tabulator-cell").first.click()
+        symbol = row.locator("[tabulator-field=symbol]").text_content()
+        row.locator("[tabulator-field=symbol]").click()
         expect(tab.locator("h3")).to_contain_text(symbol.strip()[:12])
         assert tab.evaluate(DEEP) == {"ran": 0, "bad": []}
 
@@ -498,32 +498,33 @@ def test_chromium_opens_every_page_and_presses_the_buttons(home, running):
         for said, words in (("wrong-wrong-wrong-wrong", "That is not the token"), (TOKEN, "The buttons are open")):
             tab.get_by_label("Token").fill(said)
             tab.get_by_role("button", name="Unlock").click()
-            tab.get_by_text(words).wait_for()
+            tab.get_by_text(words).first.wait_for()
             assert last()[0]["outcome"] == ("refused" if "wrong" in said else "done")
         expect(back).to_be_enabled()
 
         # a rollback asks first, and is on record
         back.click()
-        tab.get_by_text("Make production_v1 the champion again?").wait_for()
+        tab.get_by_text("Make production_v1 the champion again?").first.wait_for()
         assert last()[0]["action"] == "unlock"
         tab.get_by_role("button", name="Yes, roll back").click()
-        tab.get_by_text("The rollback has begun").wait_for()
+        tab.get_by_text("The rollback has begun").first.wait_for()
         cycle.click()
-        tab.get_by_text("is still going on").wait_for()
-        tab.get_by_text("production_v1 is the champion").wait_for(timeout=20_000)
+        tab.get_by_text("is still going on").first.wait_for()
+        tab.get_by_text("production_v1 is the champion").first.wait_for(timeout=20_000)
         refused, done = last(2)
         assert (refused["outcome"], done["outcome"], done["parameters"]) == ("refused", "done", {"version": "production_v1"}) and done["run_id"]
         assert registry.champion(store)["name"] == "production_v1"
 
-        # a cycle: begun as its own process, which finds no bars
+        # a cycle: begun as its own process, which finds that somebody has spoilt the settings meanwhile
+        (home / "mltrader.toml").write_text("[run")
         cycle.click()
-        tab.get_by_text("The cycle has begun").wait_for()
+        tab.get_by_text("The cycle has begun").first.wait_for()
         assert (last()[0]["action"], last()[0]["outcome"]) == ("cycle", "started")
-        deadline = time.monotonic() + 25
+        deadline = time.monotonic() + 60
         while last()[0]["outcome"] == "started" and time.monotonic() < deadline:
             time.sleep(0.3)
-        assert last()[0]["outcome"] == "failed" and "no_bars.parquet" in last()[0]["message"]
-        tab.get_by_text("no_bars.parquet").first.wait_for()
+        assert last()[0]["outcome"] == "failed" and "is not valid TOML" in last()[0]["message"]
+        tab.get_by_text("is not valid TOML").first.wait_for()
         assert process.poll() is None and tab.evaluate(DEEP) == {"ran": 0, "bad": []}
         browser.close()
     assert problems == [] and outside == []
