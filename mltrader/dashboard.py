@@ -529,12 +529,12 @@ def lines_picture(frame: pd.DataFrame, x: str, lines: Mapping[str, str], title: 
     with drawing():
         figure, ax = figures.new(height=2.7)
         for color, (name, label) in zip(figures.PALETTE, lines.items(), strict=False):
-            ax.plot(pd.to_datetime(frame[x]), frame[name].astype(float), marker="o", ms=3, color=color, label=label)
+            ax.plot(pd.to_datetime(frame[x]), frame[name].astype(float), marker="o", ms=3, color=color, label=label[:40])
         for label, level in (marks or {}).items():
             ax.axhline(level, color=figures.MUTED, ls="--", lw=1, label=label)
         ax.set_title(title)
         ax.set_ylabel(unit)
-        ax.legend(loc="upper left", ncols=4)
+        figure.legend(loc="outside lower left", ncols=3)
         return picture(figure, title)
 
 
@@ -707,7 +707,7 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
     largest = float(parts["contribution"].abs().max()) if len(parts) else 0.0
     rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00", 5.0), "contribution": f"{100 * part['contribution']:+.1f}",
              "percentile": None if part["percentile"] != part["percentile"] else f"{part['percentile']:.0f}"} for part in parts.sort_values("contribution", key=abs, ascending=False).to_dict("records")]
-    return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "value": "value", "percentile": "percentile", "contribution": "points", "bar": ""}) if rows else "",
+    return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "contribution": "points", "bar": "", "percentile": "percentile", "value": "value"}) if rows else "",
                    note(f"to p({call})", "probability points", "against the mean prediction", "blue raises it, orange lowers it")])
 
 # %% ../nbs/70_dashboard.ipynb #c34567ac
@@ -764,6 +764,8 @@ def equity_page(source: Source) -> Safe:
         for color, name in zip(figures.PALETTE, lines, strict=False):
             top.plot(weekly["session"], weekly[name], color=color, lw=1.6 if name == "strategy" else 1.0, label=name.replace("_", " "))
         top.set_yscale("log")
+        top.yaxis.set_major_formatter("{x:g}")  # those of a logarithmic scale are formulas
+        top.yaxis.set_minor_formatter("")
         top.set_ylabel("wealth, log scale")
         top.set_title("Simulated equity after costs, and its drawdown")
         for ax in (top, low):
@@ -776,7 +778,7 @@ def equity_page(source: Source) -> Safe:
     columns = {"period": "period", "portfolio": "portfolio", "return_ann": "return a year", "volatility_ann": "volatility", "sharpe": "Sharpe", "sharpe_low": "low", "sharpe_high": "high", "max_drawdown": "max drawdown",
                "turnover_ann": "turnover a year", "n_sessions": "sessions"}
     return joined([markup("<p><b>Edge over an exposure-matched portfolio: {edge}.</b> A model may be worth having for risk, and not tradable.</p>", edge=edge), shown,
-                   table(frame_of(found["backtest"], "performance"), columns), note(f"as of {words(as_of)}", f"{summary.get('first_session')} to {summary.get('last_session')}",
+                   table(frame_of(found["backtest"], "performance").replace("_", " ", regex=True), columns), note(f"as of {words(as_of)}", f"{summary.get('first_session')} to {summary.get('last_session')}",
                                                                                   f"{summary.get('cost_bps')} bps a unit traded, one way", f"baselines: the same symbols held, {summary.get('index', 'the index')}", "drawn week by week, with a week's deepest drawdown and the regime at its end"),
                    note(found["market"]["summary"].get("survivorship", ""))])
 
@@ -823,7 +825,7 @@ class Operator:
     def record(self, action: str, parameters: Mapping[str, Any], origin: str, outcome: str = "started", message: str | None = None) -> int | None:
         """Write an action; None where there is no store to write it into."""
         if not self.source.exists:
-            log.event("dashboard", f"{action}: {outcome}", level="warning", origin=origin, reason=message)
+            log.event("dashboard", f"{action}: {outcome}", level="info" if outcome in ("started", "done") else "warning", origin=origin, reason=message)
             return None
         with Store(self.source.url, create=False).write() as conn:
             return db.add_action(conn, action, parameters, origin, self.source.clock, outcome, message)
@@ -1031,9 +1033,9 @@ def prediction_tab(page: Page) -> list[Any]:
     if frame.empty:
         return [page.html(empty("No prediction is on record.", "mltrader cycle"))]
     pn, shown = page.pn, ["symbol", "sector", "regime", "call", "confidence", *CLASSES, "abstains"]
-    grid = pn.widgets.Tabulator(frame[shown], show_index=False, disabled=True, selectable=1, pagination="local", page_size=30, layout="fit_columns", theme="simple", width=726,
+    grid = pn.widgets.Tabulator(frame[shown], show_index=False, disabled=True, selectable=1, pagination="local", page_size=30, layout="fit_columns", theme="simple", width=746,
                                 formatters={name: {"type": "plaintext"} for name in shown}, stylesheets=[WIDGET_STYLE],
-                                widths={"symbol": 78, "sector": 165, "regime": 100, "call": 60, "confidence": 62, "sell": 60, "hold": 62, "buy": 60, "abstains": 76},
+                                widths={"symbol": 92, "sector": 165, "regime": 100, "call": 62, "confidence": 56, "sell": 62, "hold": 68, "buy": 62, "abstains": 76},
                                 titles={"confidence": "p", "abstains": "silent"},
                                 text_align={name: "right" for name in ("confidence", *CLASSES)})
     grid.value = frame[shown].assign(**{name: frame[name].map(lambda v: words(v, 2)) for name in ("confidence", *CLASSES)})
@@ -1047,7 +1049,7 @@ def prediction_tab(page: Page) -> list[Any]:
         return rows[mask]
 
     grid.add_filter(pn.bind(keep, text=name, **filters))
-    why = page.html(empty("Click a row to see why."), width=420)
+    why = page.html(empty("Click a row to see why."), width=405)
 
     def clicked(event: Any) -> None:
         why.object = page.guarded(explanation_html, frame.loc[grid.value.index[event.row]].to_dict())
