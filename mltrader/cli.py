@@ -7,7 +7,7 @@ __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'noti
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
            'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff',
            'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver', 'notify_outbox',
-           'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'main']
+           'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'dashboard', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -662,6 +662,19 @@ def setup(dry_run: DryRun = False) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         typer.echo(f"{'would write' if dry_run else 'wrote'} {path}", err=True)
+
+# %% ../nbs/90_cli.ipynb #25183199
+@app.command()
+def dashboard(
+    address: Annotated[str | None, typer.Option(help="Where to listen; another one than loopback needs MLTRADER_DASHBOARD_TOKEN for looking, too.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any that is free.")] = None,
+    show: Annotated[bool, typer.Option("--show/--no-show", help="Open it in a browser.")] = False,
+) -> None:
+    """Show all of it on one page, on this machine only, until Ctrl-C. Example: mltrader dashboard --port 5006"""
+    from mltrader.config import load_settings
+    from mltrader.dashboard import serve
+
+    serve(load_settings(dashboard={name: value for name, value in (("address", address), ("port", port)) if value is not None}), show)
 
 # %% ../nbs/90_cli.ipynb #f971e84d
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
-from .config import NOTIFY_URL, home
+from .config import DASHBOARD_TOKEN, NOTIFY_URL, home
 from .core import Clock
 
 # %% ../nbs/04a_log.ipynb #71493ea1
@@ -50,6 +50,8 @@ def secrets(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
         elif name == "MLTRADER_DATABASE_URL":
             password = re.search(r"://[^/@:]*:(.{4,})@", value)
             found.update([value, password[1]] if password else [])
+        elif name == DASHBOARD_TOKEN and len(value) >= 4:
+            found.add(value)
     return tuple(sorted({form for text in found for form in (text, unquote(text), quote(text, safe=""))}, key=lambda text: (-len(text), text)))
 
 

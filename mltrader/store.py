@@ -19,7 +19,8 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
            'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
            'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
-           'version_named', 'importance_rows', 'importance_history']
+           'version_named', 'importance_rows', 'importance_history', 'alias_history', 'judged_runs', 'drift_scores',
+           'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -31,6 +32,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, ForeignKeyConstraint, Index, Table, UniqueConstraint
@@ -373,13 +375,15 @@ MIGRATIONS: tuple[tuple[str, Any], ...] = (  # those after the first serve store
 )
 
 # %% ../nbs/02_store.ipynb #df437afe
-def _engine(url: str) -> sa.Engine:
-    engine = sa.create_engine(url)
+def _engine(url: sa.URL, read_only: bool = False) -> sa.Engine:
+    if read_only and url.get_backend_name() == "sqlite":
+        url = url.set(database=f"file:{quote(str(Path(url.database or '').resolve()))}", query={"mode": "ro", "uri": "true"})
+    engine = sa.create_engine(url, execution_options={"postgresql_readonly": True} if read_only and url.get_backend_name() == "postgresql" else {})
     if engine.dialect.name == "sqlite":
         @sa.event.listens_for(engine, "connect")
         def on_connect(connection: Any, _: Any) -> None:
             connection.isolation_level = None  # transactions are begun below, explicitly
-            for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "busy_timeout=30000"):
+            for pragma in ("query_only=ON", "busy_timeout=30000") if read_only else ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", "busy_timeout=30000"):
                 connection.execute(f"PRAGMA {pragma}")
 
         @sa.event.listens_for(engine, "begin")
@@ -398,9 +402,12 @@ class Store:
         SQLAlchemy URL; None takes `config.database_url()`.
     create : bool, default=True
         Whether to create or migrate it on opening. With False, a store that does not exist is a `ConfigError`.
+    read_only : bool, default=False
+        Whether the database itself refuses whatever this handle would write; then nothing is created either.
     """
 
-    def __init__(self, url: str | None = None, create: bool = True) -> None:
+    def __init__(self, url: str | None = None, create: bool = True, read_only: bool = False) -> None:
+        create, self.read_only = create and not read_only, read_only
         try:
             self.url = sa.make_url(url or database_url())
         except sa.exc.ArgumentError as error:
@@ -408,9 +415,10 @@ class Store:
         if self.url.drivername == "sqlite" and self.url.database:
             if not create and not Path(self.url.database).is_file():
                 raise ConfigError(f"There is no store at {self.url.database} yet; `mltrader cycle` (or `make run`) makes one.")
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            if create:
+                Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.engine = _engine(self.url.render_as_string(hide_password=False))
+            self.engine = _engine(self.url, read_only)
         except ImportError as error:
             raise ConfigError(f"The driver of {self.url.drivername} is not installed ({error}); `pip install 'mltrader[postgres]'` brings PostgreSQL's.") from error
         if create:
@@ -425,6 +433,8 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A connection in a write transaction: all of it happens, or nothing."""
+        if self.read_only:
+            raise ConfigError("This handle of the store was opened for reading only.")
         with self._one_error(), self.engine.connect().execution_options(writing=True) as conn, conn.begin():
             yield conn
             failpoint("commit:before", self.url.database)
@@ -1224,3 +1234,59 @@ def importance_history(conn: sa.Connection, before: Any = None) -> list[dict[str
     last = {row["model_version"]: row.pop("run_id") for row in [dict(row) for row in rows]}
     names = {row["id"]: row["name"] or row["id"][:12] for row in known_versions(conn)}
     return [{**{key: value for key, value in row.items() if key != "run_id"}, "name": names[row["model_version"]]} for row in rows if row["run_id"] == last[row["model_version"]]]
+
+# %% ../nbs/02_store.ipynb #01e871b8
+def alias_history(conn: sa.Connection, alias: str) -> list[dict[str, Any]]:
+    """All moves of an alias, oldest first, with the name `before`, the run's `trigger` and `run_kind`, and what the gate said (`notes`)."""
+    old, gate, run = alias_moves.alias(), model_promotion_history, training_runs
+    query = (sa.select(alias_moves, old.c.name.label("before"), gate.c.notes, run.c.trigger, run.c.kind.label("run_kind"))
+             .select_from(alias_moves.outerjoin(old, old.c.id == alias_moves.c.previous).outerjoin(gate, gate.c.id == alias_moves.c.gate_id)
+                          .join(run, run.c.id == alias_moves.c.run_id)).where(alias_moves.c.alias == alias).order_by(alias_moves.c.id))
+    return [{**row, "moved_at": _utc(row["moved_at"])} for row in conn.execute(query).mappings()]
+
+
+def judged_runs(conn: sa.Connection, limit: int = 50) -> list[dict[str, Any]]:
+    """Runs whose gate has spoken, newest first: `run_id`, `verdict`, `as_of`."""
+    t = model_promotion_history
+    return [dict(row) for row in conn.execute(sa.select(t.c.run_id, t.c.verdict, t.c.as_of).order_by(t.c.id.desc()).limit(limit)).mappings()]
+
+
+def drift_scores(conn: sa.Connection, sessions: int = 500) -> list[dict[str, Any]]:
+    """What each drift check said, of the last `sessions` sessions looked at, oldest first: one row a session, type and window, the last that was written."""
+    t = drift_monitoring
+    days = sa.select(t.c.session).distinct().order_by(t.c.session.desc()).limit(sessions)
+    rows = conn.execute(sa.select(t).where(t.c.session.in_(days)).order_by(t.c.session, t.c.id)).mappings()
+    return list({(row["session"], row["drift_type"], row["window"]): dict(row) for row in rows}.values())
+
+
+def watch_history(conn: sa.Connection) -> list[dict[str, Any]]:
+    """All looks of the watch, oldest session first."""
+    return [dict(row) for row in conn.execute(sa.select(live_watch).order_by(live_watch.c.session, live_watch.c.id)).mappings()]
+
+
+def last_predictions(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Predictions of the last session on record, by symbol: the champion's as first recorded, or, if it has not spoken of it, those of the newest run's candidate."""
+    t = model_predictions
+    rows = conn.execute(sa.select(t).where(t.c.session == sa.select(sa.func.max(t.c.session)).scalar_subquery()).order_by(t.c.symbol, t.c.id)).mappings().all()
+    live = [row for row in rows if row["role"] == "champion"]
+    newest = max((row["id"], row["run_id"]) for row in rows)[1] if rows else None
+    chosen = live[::-1] or [row for row in rows if row["role"] == "candidate" and row["run_id"] == newest]
+    return sorted({row["symbol"]: dict(row) for row in chosen}.values(), key=lambda row: str(row["symbol"]))
+
+
+def add_action(conn: sa.Connection, action: str, parameters: Mapping[str, Any], origin: str, clock: Clock, outcome: str = "started", message: str | None = None) -> int:
+    """Write that somebody asks for something; returns the row's id."""
+    return conn.execute(operator_actions.insert().values(created_at=clock.now(), action=action, parameters=clean(parameters), origin=origin[:200],
+                                                         outcome=outcome, message=message)).inserted_primary_key[0]
+
+
+def settle_action(conn: sa.Connection, action_id: int, outcome: str, message: str | None = None, run_id: str | None = None) -> None:
+    """Write how an action ended; one that has ended is not changed."""
+    t = operator_actions
+    conn.execute(t.update().where(t.c.id == action_id, t.c.outcome == "started").values(outcome=outcome, message=message, run_id=run_id))
+
+
+def actions(conn: sa.Connection, limit: int = 20) -> list[dict[str, Any]]:
+    """What was asked for by hand, newest first."""
+    rows = conn.execute(sa.select(operator_actions).order_by(operator_actions.c.id.desc()).limit(limit)).mappings()
+    return [{**row, "created_at": _utc(row["created_at"])} for row in rows]
