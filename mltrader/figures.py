@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'PAPER', 'PALETTE', 'CLASS_COLORS', 'REGIME_COLORS', 'STATUS_COLORS', 'STYLE', 'Picture',
-           'new', 'shade_regimes', 'png']
+           'new', 'shade_regimes', 'png', 'Captioned']
 
 # %% ../nbs/05_figures.ipynb #37ab83be
 from collections.abc import Sequence
@@ -40,8 +40,23 @@ STYLE: dict[str, Any] = {
 class Picture(Figure):
     """A figure that a notebook shows as PNG, with no help from pyplot."""
 
-    def _repr_png_(self) -> bytes:
-        return png(self)
+    @property
+    def titles(self) -> list[Any]:
+        """What says the finding: the title over all axes, or else the titles of the axes."""
+        above = [self._suptitle] if self._suptitle is not None and self._suptitle.get_text() else []
+        return above or [ax.title if ax.get_title() else ax._left_title for ax in self.axes if ax.get_title() or ax.get_title("left")]
+
+    @property
+    def finding(self) -> str:
+        """The finding as one line of text, for those who cannot see the picture."""
+        return "; ".join(" ".join(title.get_text().split()) for title in self.titles)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        """The picture, with its finding; a page may show a single title as text, and cut off `title_share` (of the width) at the top."""
+        data, about = png(self), {"alt": self.finding}
+        if len(self.titles) == 1:
+            about["title_share"] = round(float((self.bbox.height - self.titles[0].get_window_extent().y0) / self.bbox.width), 4)
+        return data, about
 
 
 def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, **kwargs: Any) -> tuple[Figure, Any]:
@@ -99,3 +114,15 @@ def png(figure: Figure) -> bytes:
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+# %% ../nbs/05_figures.ipynb #7d514eec
+class Captioned:
+    """A data frame that a notebook shows under a line of text; both may hold anything."""
+
+    def __init__(self, frame: "pd.DataFrame", caption: str) -> None:
+        self.frame, self.caption = frame, caption
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p class=about>{escape(self.caption)}</p>{self.frame.to_html()}"

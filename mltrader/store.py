@@ -18,7 +18,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'archived_events', 'sector_cells', 'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions',
            'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
            'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
-           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms']
+           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms', 'moves_until']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -1183,3 +1183,11 @@ def event_changes(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
 def watch_alarms(conn: sa.Connection, run_id: str) -> list[dict[str, Any]]:
     """Alarms of the watch over the champion's live predictions in a run."""
     return [dict(row) for row in conn.execute(sa.select(live_watch).where(live_watch.c.run_id == run_id, live_watch.c.alarm.is_(True)).order_by(live_watch.c.id)).mappings()]
+
+# %% ../nbs/02_store.ipynb #f6b9ea4c
+def moves_until(conn: sa.Connection, alias: str, token: int) -> list[dict[str, Any]]:
+    """All moves of an alias by runs up to `token`, oldest first, with the production name that each replaced as `before`."""
+    old = alias_moves.alias()
+    query = (sa.select(alias_moves, old.c.name.label("before")).join_from(alias_moves, old, old.c.id == alias_moves.c.previous, isouter=True)
+             .where(alias_moves.c.alias == alias, alias_moves.c.token <= token).order_by(alias_moves.c.id))
+    return [{**row, "moved_at": _utc(row["moved_at"])} for row in conn.execute(query).mappings()]
