@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CHANGED', 'CHAMPIONS', 'WATCHED', 'recorded', 'output_of', 'gate_of', 'settings_difference', 'metric_difference',
-           'rule_difference', 'importance_difference', 'difference', 'sentences', 'difference_html', 'embedded',
-           'equity_figure', 'compare_page', 'last_before', 'changed_part', 'champions_part', 'watched_part',
-           'summary_parts', 'rebuild']
+           'rule_difference', 'importance_difference', 'difference', 'sentences', 'metric_rows', 'difference_html',
+           'embedded', 'equity_figure', 'compare_page', 'write_comparison', 'last_before', 'changed_part',
+           'champions_part', 'watched_part', 'summary_parts', 'rebuild']
 
 # %% ../nbs/54_compare.ipynb #13a49f1b
 import base64
@@ -190,6 +190,12 @@ def _change(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3g}" if value else "0"
 
 
+def metric_rows(found: Mapping[str, Any], tasks: Sequence[str] = ("promotion", "backtest", "drift")) -> list[dict[str, str]]:
+    """The metrics of the judging tasks as texts, those that did not move left out: rows of `metric`, `before`, `after`, `difference`."""
+    return [{"metric": row["metric"], "before": _value(row["before"]), "after": _value(row["after"]), "difference": _change(row["difference"])} for row in found["metrics"]
+            if row["metric"].partition(".")[0] in tasks and row["difference"] != 0 and row["before"] != row["after"]]
+
+
 def _folded(title: str, table: str, shown: bool = False) -> str:
     return f"<details{' open' if shown else ''}><summary>{escape(title)}</summary>{table}</details>"
 
@@ -237,7 +243,7 @@ def equity_figure(curves: "Mapping[str, pd.DataFrame]") -> "Figure":
     for (name, frame), color, style in zip(curves.items(), figures.PALETTE[:1] + figures.PALETTE[5:6], ("-", "--"), strict=False):
         shown = frame[frame["session"] >= start]
         growth = shown["strategy"] / shown["strategy"].iloc[0]
-        ax.plot(shown["session"], growth, color=color, ls=style, label=name.replace("$", r"\$"))
+        ax.plot(shown["session"], growth, color=color, ls=style, label=name)
         ends.append(growth.iloc[-1])
     ax.set(yscale="log", ylabel="growth of 1 (log scale)", xlabel="session", title="After costs, 1 became " + " and ".join(f"{end:.2f}" for end in ends) + f" since {start:%Y-%m-%d}")
     ax.legend(loc="upper left")
@@ -254,6 +260,24 @@ def compare_page(first: Mapping[str, Any], second: Mapping[str, Any], found: Map
     body = (f"<nav><a href='{escape(up)}/index.html'>all runs</a> · comparison</nav><h1>What is different between two runs?</h1><p>{verdicts} <span class=meta>before: "
             f"{escape(found['runs'][0])} · after: {escape(found['runs'][1])}</span></p>{difference_html(found, names, whole=True).replace('</ul>', '</ul>' + drawn, 1)}<p class=meta>The runs: {links}</p>")
     return reports.page(f"{found['runs'][0]} and {found['runs'][1]}", body)
+
+# %% ../nbs/54_compare.ipynb #f7854034
+def write_comparison(store: Store, folder: Path, first: str, second: str, artifacts: ArtifactStore, to: Path | None = None, dry_run: bool = False) -> tuple[Path, dict[str, Any]]:
+    """Write the page on two runs into the folder of all reports, or into `to`; returns its path and the difference.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is not known.
+    """
+    sides = [recorded(store, folder, run) for run in (first, second)]
+    found = difference(*sides, store, artifacts)
+    target = Path(to or folder)
+    path = target / f"compare_{first}_{second}.html"
+    if not dry_run:
+        target.mkdir(parents=True, exist_ok=True)
+        publish(path, compare_page(*sides, found, artifacts, "." if to is None else folder.resolve().as_uri()).encode())
+    return path, found
 
 # %% ../nbs/54_compare.ipynb #f5fd4975
 CHANGED, CHAMPIONS, WATCHED = "What changed since the last run", "Who was champion when", "How the champion did live"

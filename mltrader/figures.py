@@ -108,9 +108,17 @@ def shade_regimes(ax: Axes, sessions: "pd.Series", regimes: "pd.Series", alpha: 
 
 # %% ../nbs/05_figures.ipynb #24e798ae
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, without date or software version inside."""
+    """The figure as PNG bytes, without date or software version inside.
+
+    A name from data is no formula: text with a `$` is drawn as it is. Only the labels of logarithmic axes are formulas, matplotlib's own.
+    """
     from io import BytesIO
 
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -798,7 +798,7 @@ def equity_figure(equity: "pd.DataFrame") -> "Figure":
         bottom.plot(equity["session"], fall, color=color, lw=1)
     top.set(yscale="log", ylabel="growth of 1 (log scale)")
     bottom.set(ylabel="drawdown, %", xlabel="session")
-    named = {band.get_label(): band for band in bands if not band.get_label().startswith("_")}
+    named = {band.get_label(): band for band in bands if not (band.get_label() or "_").startswith("_")}
     top.legend(handles=[*top.get_lines(), *named.values()], loc="upper left", ncols=2)
     end = equity.iloc[-1]
     picture.suptitle(f"After costs 1 became {end['strategy']:.2f} with a deepest fall of {worst['strategy']:.0f} %; held in equal weights {end['equal_weight']:.2f} and {worst['equal_weight']:.0f} %",
@@ -835,11 +835,11 @@ def leading_figure(importance: "pd.DataFrame", top: int = 12) -> "Figure":
             rank = int(share[regime].rank(ascending=False)[shown.index[i]]) if value == value else 0
             ax.text(j, i, f"{value:.1f} %  (#{rank})" if value == value else "–", ha="center", va="center", color="white" if value > 0.6 * peak else figures.INK)
     ax.set_xticks(range(len(order)), [name.replace("_", " ") for name in order])
-    ax.set_yticks(range(len(shown)), [str(name).replace("$", r"\$") for name in shown.index])
+    ax.set_yticks(range(len(shown)), [str(name) for name in shown.index])
     ax.set_xlabel(f"regime (share of {component}'s importance, and rank in that regime)")
     firsts = share[order[1:]].idxmax()
     most = firsts.value_counts()
     others = "; ".join(f"{name} in {regime.replace('_', ' ')}" for regime, name in firsts.items() if name != most.index[0]) if len(most) else ""
     title = f"{most.index[0]} leads in {most.iloc[0]} of {len(firsts)} regimes{f' ({others})' if others else ''}" if len(most) else f"{leaders[0]} leads"
-    picture.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    picture.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
     return picture

@@ -698,10 +698,14 @@ def picture(data: str, about: Mapping[str, Any]) -> str:
 
 # %% ../nbs/51_reports.ipynb #1a379414
 def _markdown(text: str, formulas: list[str]) -> str:
-    """Markdown as HTML; HTML inside it is shown as text."""
+    """Markdown as HTML; HTML inside it is shown as text, and a linked picture as its words: nothing is loaded."""
     import mistune
 
-    html = mistune.create_markdown(escape=True, plugins=["table", "strikethrough"])(formulas_as_mathml(text, formulas))
+    class Words(mistune.HTMLRenderer):
+        def image(self, text: str, url: str, title: str | None = None) -> str:
+            return escape(text)
+
+    html = mistune.create_markdown(renderer=Words(escape=True), plugins=["table", "strikethrough"])(formulas_as_mathml(text, formulas))
     return re.sub(r"¤(\d+)¤", lambda m: formulas[int(m[1])] if int(m[1]) < len(formulas) else m[0], str(html).replace("<table>", "<div class=table tabindex=0><table>").replace("</table>", "</table></div>"))
 
 
