@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'PAPER', 'PALETTE', 'CLASS_COLORS', 'REGIME_COLORS', 'STATUS_COLORS', 'STYLE', 'Picture',
-           'new', 'shade_regimes', 'png', 'Captioned']
+           'new', 'headline', 'shade_regimes', 'png', 'Captioned']
 
 # %% ../nbs/05_figures.ipynb #37ab83be
 from collections.abc import Sequence
@@ -48,8 +48,8 @@ class Picture(Figure):
 
     @property
     def finding(self) -> str:
-        """The finding as one line of text, for those who cannot see the picture."""
-        return "; ".join(" ".join(title.get_text().split()) for title in self.titles)
+        """The finding as text, for those who cannot see the picture; further lines of a title over all axes are remarks."""
+        return "; ".join("\n".join(" ".join(line.split()) for line in title.get_text().splitlines()) for title in self.titles)
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
         """The picture, with its finding; a page may show a single title as text, and cut off `title_share` (of the width) at the top."""
@@ -81,6 +81,11 @@ def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, *
     figure = Picture(figsize=(width, height * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, cols, **kwargs)
     return figure, axes
+
+
+def headline(figure: Figure, text: str) -> None:
+    """What is to be seen in the whole figure, as a sentence above its axes."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
 
 # %% ../nbs/05_figures.ipynb #5c31bc3a
 def shade_regimes(ax: Axes, sessions: "pd.Series", regimes: "pd.Series", alpha: float = 0.22, skip: Sequence[str] = ("normal",)) -> None:

@@ -801,8 +801,7 @@ def equity_figure(equity: "pd.DataFrame") -> "Figure":
     named = {band.get_label(): band for band in bands if not (band.get_label() or "_").startswith("_")}
     top.legend(handles=[*top.get_lines(), *named.values()], loc="upper left", ncols=2)
     end = equity.iloc[-1]
-    picture.suptitle(f"After costs 1 became {end['strategy']:.2f} with a deepest fall of {worst['strategy']:.0f} %; held in equal weights {end['equal_weight']:.2f} and {worst['equal_weight']:.0f} %",
-                     x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figures.headline(picture, f"After costs 1 became {end['strategy']:.2f} with a deepest fall of {worst['strategy']:.0f} %; held in equal weights {end['equal_weight']:.2f} and {worst['equal_weight']:.0f} %")
     return picture
 
 
@@ -841,5 +840,5 @@ def leading_figure(importance: "pd.DataFrame", top: int = 12) -> "Figure":
     most = firsts.value_counts()
     others = "; ".join(f"{name} in {regime.replace('_', ' ')}" for regime, name in firsts.items() if name != most.index[0]) if len(most) else ""
     title = f"{most.index[0]} leads in {most.iloc[0]} of {len(firsts)} regimes{f' ({others})' if others else ''}" if len(most) else f"{leaders[0]} leads"
-    picture.suptitle(title, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+    figures.headline(picture, title)
     return picture

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN', 'LIVE_COLUMNS', 'PAGE_STYLE', 'MATHML',
-           'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'BADGES', 'TaskSpec', 'TaskSettings', 'decisions_before',
+           'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'BADGES', 'TaskSpec', 'TaskSettings', 'decisions_before',
            'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs', 'imported_siblings', 'closure',
            'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream', 'Task', 'result_digest',
            'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder', 'read_outputs', 'open_task',
            'peak_memory', 'live_rows', 'session_frame', 'page', 'formulas_as_mathml', 'split_notebook', 'harmless',
-           'shown_number', 'readable_tables', 'picture', 'run_section', 'notebook_page', 'code_digests',
-           'build_manifest', 'seal_manifest', 'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks',
-           'task_page', 'badge', 'html_table', 'run_index', 'sparkline', 'run_records', 'all_runs_index',
-           'leave_reports', 'damaged_products', 'verify_run', 'runs', 'load_product']
+           'shown_cell', 'readable_tables', 'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest',
+           'seal_manifest', 'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page',
+           'badge', 'html_table', 'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports',
+           'damaged_products', 'verify_run', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -538,16 +538,16 @@ PAGE_STYLE = """
 :root{--ink:#1f2933;--muted:#616e7c;--line:#e4e7eb;--paper:#fff;--soft:#f5f7fa;--accent:#0072b2;--good:#00795a;--bad:#c24e00;--warn:#8a5a00;--shade:rgba(31,41,51,.28);color-scheme:light dark}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--muted:#9aa5b1;--line:#3e4c59;--paper:#1b2229;--soft:#252d36;--accent:#56b4e9;--shade:rgba(255,255,255,.35)}
 .picture img{filter:invert(1) hue-rotate(180deg);mix-blend-mode:screen}}
-*{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1140px;margin:0 auto;padding:1.5rem}
+*{box-sizing:border-box}body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:1240px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.7rem;line-height:1.25;margin:.6rem 0}h2{font-size:1.25rem;margin:2.2rem 0 .5rem;border-bottom:1px solid var(--line);padding-bottom:.2rem;clear:both}h3{font-size:1.05rem;margin:1.4rem 0 .3rem}
 a{color:var(--accent)}nav,.meta{color:var(--muted);font-size:.9rem}p.about{color:var(--muted);font-size:.9rem;margin:1.2rem 0 .2rem}blockquote{margin:.4rem 0;color:var(--muted)}
-p,li,td,th,h1{overflow-wrap:anywhere}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.6rem .8rem;border-radius:6px;font-size:.82rem}
-.finding{font-size:1.12rem;font-weight:600;line-height:1.4;margin:1rem 0}.finding pre{font:inherit;background:none;padding:0;margin:0}
+p,li,h1{overflow-wrap:anywhere}td,th{overflow-wrap:break-word}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--soft);padding:.6rem .8rem;border-radius:6px;font-size:.82rem}
+.finding{font-size:1.12rem;font-weight:600;line-height:1.4;margin:1rem 0}figcaption span{display:block;font-weight:400;font-size:.9rem;color:var(--muted)}.lead>pre{font:inherit;font-size:1rem}.lead>pre.plain{font:.82rem monospace}
 figure.picture{margin:1.6rem 0 1rem}figcaption{font-weight:600;margin:0 0 .4rem}.picture>div{overflow-x:auto}.crop{overflow:hidden}.picture img{display:block;width:100%;height:auto}
 .lead+figure.picture,.lead figure.picture:first-child{margin-top:.8rem}.lead figure.picture:first-child figcaption{font-size:1.12rem;line-height:1.4;margin-bottom:.7rem}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}th,td{padding:.28rem .6rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{background:var(--soft);font-weight:600}tbody th{font-weight:500}caption{caption-side:top;text-align:left;color:var(--muted);padding:.2rem 0 .4rem;max-width:52rem}
-.table{max-width:100%;max-height:36rem;overflow:auto;margin:.5rem 0 1rem;width:fit-content;scrollbar-width:thin;scrollbar-color:var(--muted) transparent;
+.table{max-width:100%;max-height:40rem;overflow:auto;margin:.5rem 0 1rem;width:fit-content;scrollbar-width:thin;scrollbar-color:var(--muted) transparent;
 background:linear-gradient(to right,var(--paper) 30%,transparent) left/2rem 100% no-repeat local,linear-gradient(to left,var(--paper) 30%,transparent) right/2rem 100% no-repeat local,
 linear-gradient(to right,var(--shade),transparent) left/.7rem 100% no-repeat scroll,linear-gradient(to left,var(--shade),transparent) right/.7rem 100% no-repeat scroll,
 linear-gradient(var(--paper) 30%,transparent) top/100% 2rem no-repeat local,linear-gradient(transparent,var(--paper) 70%) bottom/100% 2rem no-repeat local,
@@ -640,13 +640,14 @@ def harmless(html: str) -> str:
     return bleach.clean(html, tags=ALLOWED_TAGS, attributes=_allowed, protocols=["http", "https", "data"], strip=True, css_sanitizer=colours)
 
 
-def shown_number(text: str) -> str:
-    """A number of a table as it is read: groups of three digits, a dash for what is missing."""
-    if text in ("NaN", "NaT", "None", "nan", "<NA>"):
-        return "–"
-    if text in ("inf", "-inf"):
-        return text.replace("inf", "∞")
-    return f"{int(text):,}" if re.fullmatch(r"-?\d{5,15}", text) else text
+WORDS = {"NaN": "–", "NaT": "–", "None": "–", "nan": "–", "<NA>": "–", "inf": "∞", "-inf": "-∞", "True": "yes", "False": "no"}
+
+
+def shown_cell(text: str, grouped: bool = False) -> str:
+    """A cell of a table as it is read: a dash for what is missing, no more than six digits of a fraction; `grouped`: digits in threes."""
+    if re.fullmatch(r"-?\d+\.\d{7,}(e-?\d+)?", text):
+        return f"{float(text):.6g}"
+    return f"{int(text):,}" if grouped and re.fullmatch(r"-?\d{1,15}", text) else WORDS.get(text, text)
 
 
 def readable_tables(html: str) -> str:
@@ -656,6 +657,8 @@ def readable_tables(html: str) -> str:
     def one(match: re.Match[str]) -> str:
         table = BeautifulSoup(match[0], "html.parser").table
         del table["border"]
+        if not table.find("td"):
+            return "<p class=meta>None.</p>"
         rows, head = (part.find_all("tr") if part else [] for part in (table.tbody, table.thead))
         numbered = len(head) == 1 and [[h.text for h in row.find_all("th")] for row in rows] == [[str(i)] for i in range(len(rows))]
         if numbered and not head[0].th.text:
@@ -670,8 +673,10 @@ def readable_tables(html: str) -> str:
         cells = [row.find_all("td") for row in rows]
         for column in zip(*cells, strict=False):
             whole = all(re.fullmatch(r"-?\d+\.0|NaN|nan|", cell.text) for cell in column)
-            for cell in column:
-                cell.string = shown_number(cell.text[:-2] if whole and cell.text.endswith(".0") else cell.text)
+            texts = [cell.text[:-2] if whole and cell.text.endswith(".0") else cell.text for cell in column]
+            grouped = any(re.fullmatch(r"-?\d{5,15}", text) for text in texts)
+            for cell, text in zip(column, texts, strict=True):
+                cell.string = shown_cell(text, grouped)
             if any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
                 for cell in column:
                     cell["class"] = ["text", "wrap"] if max(len(c.text) for c in column) > 40 else ["text"]
@@ -692,7 +697,9 @@ def picture(data: str, about: Mapping[str, Any]) -> str:
     head = base64.b64decode(data[:64])
     width = int.from_bytes(head[16:20], "big")
     alt, share = str(about.get("alt") or ""), float(about.get("title_share") or 0.0)
-    caption = f"<figcaption>{escape(alt)}</figcaption>" if share else ""
+    finding, _, remarks = alt.partition("\n")
+    more = f"<span>{escape(remarks)}</span>" if remarks else ""
+    caption = f"<figcaption>{escape(finding)}{more}</figcaption>" if share else ""
     return (f"<figure class=picture>{caption}<div><div class=crop style='max-width:{width}px;min-width:{min(width, 760)}px'>"
             f"<img alt=\"{escape(alt)}\" src=\"data:image/png;base64,{re.sub(r'[^A-Za-z0-9+/=]', '', data)}\" style='margin-top:{-100 * share:.2f}%'></div></div></figure>")
 
@@ -722,7 +729,7 @@ def _output(output: Any) -> str:
         return picture(data["image/png"], output.metadata.get("image/png", {}))
     if "text/markdown" in data:
         return _markdown(data["text/markdown"], [])
-    return f"<pre>{escape(_plain(str(data['text/plain'])))}</pre>" if "text/plain" in data else ""
+    return f"<pre class=plain>{escape(_plain(str(data['text/plain'])))}</pre>" if "text/plain" in data else ""
 
 
 def _plain(text: str) -> str:
@@ -761,6 +768,9 @@ def run_section(cells: Sequence[Any], parts: Mapping[str, str]) -> str:
             found = f"<p class=about>{escape(remark[1][0].upper() + remark[1][1:])}</p>{found}"
         shown.append(found)
     folded = _code("\n\n".join(code)).replace(">code<", ">The code of this section<", 1)
+    first = next((i for i, html in enumerate(shown) if html), None)
+    if first is not None and (said := re.match(r"<pre>([^<\n]*)\n?", shown[first])):  # a verdict that was printed
+        shown[first] = f"<p class=finding>{said[1]}</p>" + ("" if shown[first][said.end():] == "</pre>" else "<pre>" + shown[first][said.end():])
     return f"<div class=lead>{''.join(shown)}</div>{folded}"
 
 
@@ -783,6 +793,7 @@ def notebook_page(path: Path, task: str, run_id: str, status: str, note: str = "
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]  # the error is shown where it belongs
     title = next((c.source.splitlines()[0].lstrip("# ") for c in notebook.cells if c.cell_type == "markdown"), task)
     if task == "summary" and status != "failed":
         title = f"Summary of {run_id}"
