@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import predict, registry, reports, watch
+from . import registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, publish
 from .core import ConfigError, IntegrityError, digest_bytes, digest_file, to_session
@@ -97,7 +97,7 @@ def metric_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> li
 
 def rule_difference(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rules of two gates side by side: rows of `rule`, `before`, `after` (status) and what was `observed_before`, `observed_after`."""
-    sides = [{row["rule"] if row["scope"] in (None, "all") else f"{row['rule']}: {row['scope']}": row for row in rows} for rows in (old, new)]
+    sides = [{row["rule"] if row["scope"] in (None, "all") or ":" in row["rule"] else f"{row['rule']}: {row['scope']}": row for row in rows} for rows in (old, new)]
     return [{"rule": name, **{when: side.get(name, {}).get("status") for when, side in zip(("before", "after"), sides, strict=True)},
              **{f"observed_{when}": side.get(name, {}).get("observed") for when, side in zip(("before", "after"), sides, strict=True)}} for name in dict.fromkeys([*sides[0], *sides[1]])]
 
@@ -165,12 +165,14 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for name, unit in (("promotion.gain_over_prior", "gain over the prior, nats a row"), ("promotion.gain_over_logit", "gain over the logit"), ("drift.drift_score", "drift score")):
         if row := moved.get(name):
             said.append(f"{unit[0].upper()}{unit[1:]}: {row['before']:+.3f} → {row['after']:+.3f} ({row['difference']:+.4f}).")
+    if found["metrics"] and not moved and all(row["before"] == row["after"] for row in found["metrics"]):
+        said.append("No metric moved.")
     if rules := [f"{row['rule']} ({row['before'] or 'absent'} → {row['after'] or 'absent'})" for row in found["rules"] if row["before"] != row["after"]]:
         said.append(f"{len(rules)} rule{'s' if len(rules) > 1 else ''} of the gate came out otherwise: {_few(rules, 4)}.")
     for what, word in (("code", "Other code"), ("libraries", "Other libraries"), ("data_files", "Other data files")):
         if found[what]:
             said.append(f"{word}: {_few(found[what])}.")
-    return said or ["Nothing: the same data, settings, features, code and results." if not found["results"] else f"Results of {_few(found['results'])} differ."]
+    return said or [f"Results of {_few(found['results'])} differ." if found["results"] else "Nothing: the same data, settings, features, code and results."]
 
 # %% ../nbs/54_compare.ipynb #f4015b22
 def _value(value: Any) -> str:
@@ -325,6 +327,8 @@ def champions_part(store: Store, token: int, as_of: Any) -> str:
 
 def watched_part(store: Store, token: int) -> str:
     """The looks at the champion that was in force when the run began, against its rival."""
+    from mltrader import predict, watch
+
     with store.read() as conn:
         moves = db.moves_until(conn, registry.CHAMPION, token - 1)
         known = {row["id"] for row in db.runs(conn) if row["token"] < token}

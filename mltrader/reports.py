@@ -553,7 +553,7 @@ linear-gradient(to right,var(--shade),transparent) left/.7rem 100% no-repeat scr
 linear-gradient(var(--paper) 30%,transparent) top/100% 2rem no-repeat local,linear-gradient(transparent,var(--paper) 70%) bottom/100% 2rem no-repeat local,
 linear-gradient(transparent,var(--shade)) bottom/100% .7rem no-repeat scroll}.table thead th{position:sticky;top:0}@media print{.table{max-height:none}}
 .dataframe th,.dataframe td{text-align:right;white-space:nowrap}.dataframe tbody th,.dataframe .text,.text{text-align:left}.dataframe td.wrap{white-space:normal;min-width:18rem}
-details{margin:.3rem 0}details>summary{cursor:pointer;color:var(--muted);font-size:.82rem}math[display=block]{margin:.6rem 0}
+details{margin:.3rem 0}details>summary{cursor:pointer;color:var(--muted);font-size:.82rem}math[display=block]{margin:.6rem 0}td svg{vertical-align:middle}
 .badge{display:inline-block;padding:.1rem .6rem;border-radius:1rem;color:#fff;background:#52606d;font-weight:600;font-size:.85rem;white-space:nowrap}
 .badge.good{background:var(--good)}.badge.bad{background:var(--bad)}.badge.warn{background:var(--warn)}.badge.live{background:#0072b2}.better{color:var(--good)}.worse{color:var(--bad)}
 @media(prefers-color-scheme:dark){.better{color:#3fc79a}.worse{color:#f08a4b}}
@@ -906,6 +906,7 @@ def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], text: Sequ
     side = ["text" if name in text else "number" for name in columns]
 
     def cell(value: Any, where: str) -> str:
+        where = "'text wrap'" if where == "text" and isinstance(value, str) and len(value) > 60 else where
         return f"<td class={where}>{value[0] if isinstance(value, tuple) else escape('–' if value is None else str(value))}</td>"
 
     head = "".join(f"<th class={where}>{escape(name)}</th>" for name, where in zip(columns, side, strict=True))
@@ -998,7 +999,7 @@ def all_runs_index(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> 
     newest, older = cycles[::-1][:50], cycles[::-1][50:]
     text = ["run", "status", "verdict", "trigger", "tasks", "as of", "", "found", "gain over the prior, nats"]
     ended = {name: sum(m["status"] == name for m in records if m.get("kind") != "monitor") for name in ("success", "failed", "interrupted", "lost", "unreadable")}
-    said = ", ".join(f"{n} {name}" for name, n in ended.items() if n) or "none yet"
+    said = ", ".join(f"{n} {'succeeded' if name == 'success' else name}" for name, n in ended.items() if n) or "none yet"
     more = f"<details><summary>{len(older)} older</summary>{html_table(columns, older, text)}</details>" if older else ""
     months = {month: part[::-1] for month, part in reversed(daily.items())}
     checks = ("<h2>Daily checks</h2><p class=meta>Without training: what drifted, which event is open, how the champion does.</p>"

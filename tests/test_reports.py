@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from typer.testing import CliRunner
 from xss import FACTS, MARK, PAYLOADS, watched
 
-from mltrader import compare, figures, orchestrator, reports
+from mltrader import compare, figures, orchestrator, predict, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.cli import app
@@ -113,7 +113,7 @@ def evil(tmp_path_factory) -> dict[str, list[str]]:
         patch.setattr(compare, "last_before", lambda *_: PAYLOADS[0])
         patch.setattr(compare, "recorded", lambda *_: record("a", PAYLOADS[1]))
         patch.setattr(compare, "difference", lambda *_: difference_of(everything, PAYLOADS[2]))
-        patch.setattr(compare.predict, "watch_history", lambda *_: pd.DataFrame({"session": DAYS[:2], "n_sessions": 1, "log_wealth": 0.0, "equity": 1.0, "alarm": False, "cumulated": 0.0, "alpha": 0.05, "words": everything}))
+        patch.setattr(predict, "watch_history", lambda *_: pd.DataFrame({"session": DAYS[:2], "n_sessions": 1, "log_wealth": 0.0, "equity": 1.0, "alarm": False, "cumulated": 0.0, "alpha": 0.05, "words": everything}))
         parts = compare.summary_parts(store, folder, record("r", everything, as_of="2024-02-01"), 9, files)
         patch.setattr(compare, "champions_part", lambda *_: 1 / 0)
         assert "could not be made: ZeroDivisionError" in compare.summary_parts(store, folder, record("r", everything, as_of="2024-02-01"), 9, files)[compare.CHAMPIONS]
