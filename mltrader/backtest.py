@@ -616,9 +616,8 @@ def figure(output: TaskOutput) -> "Figure":
     if regimes is not None:
         top.add_artist(regimes)
     rates = {curve: 100 * table.loc[("all_years", curve), "return_ann"] for curve in CURVES}
-    top.set(yscale="log", ylabel="growth of 1",
-            title=f"After costs the signals earned {rates['strategy']:.1f} % a year, equal weights "
-                  f"{rates['equal_weight']:.1f} %, the index {rates['index']:.1f} %")
+    top.set(yscale="log", ylabel="growth of 1 (log scale)")
+    figures.headline(shape, f"After costs the signals earned {rates['strategy']:.1f} % a year, equal weights {rates['equal_weight']:.1f} %, the index {rates['index']:.1f} %")
     bottom.plot(equity["session"], 100 * equity["difference"].cumsum(), color=figures.PALETTE[5])
     bottom.axhline(0, color=figures.MUTED, lw=0.8)
     low, high, sign = 100 * summary["low"], 100 * summary["high"], "above" if summary["low"] > 0 else "below" if summary["high"] < 0 else "not above"

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'notify_app', 'audit_app', 'Symbols', 'Seed',
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
-           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'config_show', 'config_diff',
-           'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver', 'notify_outbox',
-           'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'dashboard', 'main']
+           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'report', 'config_show',
+           'config_diff', 'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver',
+           'notify_outbox', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'dashboard', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -376,6 +376,40 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #f840972c
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A run id.")],
+    other: Annotated[str | None, typer.Argument(help="With --compare: the run to lay beside it.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="What differs between two runs.")] = False,
+    to: Annotated[str | None, typer.Option(help="Another folder for what is written.")] = None,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """Make the pages of a run again, or compare two runs. Example: mltrader report --compare run_20240102T210000Z run_20240109T210000Z"""
+    from pathlib import Path
+
+    from mltrader import compare as side
+    from mltrader import reports
+    from mltrader.artifacts import ArtifactStore
+    from mltrader.config import home, load_settings
+
+    if compare != (other is not None):
+        raise typer.BadParameter("--compare takes two run ids; without it, one run id is given.")
+    _run_row(run)
+    store, folder, artifacts = _store(), reports.reports_folder(load_settings()), ArtifactStore(home() / "artifacts")
+    if other is None:
+        made = side.rebuild(store, folder, run, artifacts, Path(to) if to else None, dry_run)
+        done = f"{len(made['written'])} of {len(made['pages'])} pages {'would be written' if dry_run else 'written'}" if made["written"] else "every page is there as it was made"
+        others = f"; {len(made['differing'])} differ from those of the run" if made["differing"] else ""
+        say(made, as_json, f"{made['page']}\n{done}{others}.")
+        return
+    _run_row(other)
+    page, found = side.write_comparison(store, folder, run, other, artifacts, Path(to) if to else None, dry_run)
+    table = as_table(side.metric_rows(found), ["metric", "before", "after", "difference"])
+    text = "\n".join([f"{run} (before) and {other} (after)", *side.sentences(found), "", table, "",
+                      f"{'would write ' if dry_run else ''}{page}"])
+    say({**found, "page": str(page)}, as_json, text)
+
+# %% ../nbs/90_cli.ipynb #eee683de
 @config_app.command("show")
 def config_show(as_json: Json = False) -> None:
     """The effective settings. Example: mltrader config show --json"""
@@ -393,13 +427,12 @@ def config_show(as_json: Json = False) -> None:
 def config_diff(first: Annotated[str, typer.Argument(help="A run id.")], second: Annotated[str | None, typer.Argument(help="Another; the settings in force if left out.")] = None,
                 as_json: Json = False) -> None:
     """Which settings two runs had differently. Example: mltrader config diff run_20240102T210000Z run_20240109T210000Z"""
+    from mltrader.compare import settings_difference
     from mltrader.config import load_settings
 
     old = _run_row(first)["settings"] or {}
     new = _run_row(second)["settings"] or {} if second else load_settings().model_dump(mode="json")
-    flat = [{(section, key): value for section, items in settings.items() for key, value in items.items()} for settings in (old, new)]
-    rows = [{"setting": f"[{section}] {key}", "before": flat[0].get((section, key)), "after": flat[1].get((section, key))}
-            for section, key in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get((section, key)) != flat[1].get((section, key))]
+    rows = settings_difference(old, new)
     shown = [{name: value if name == "setting" else json.dumps(value, default=str) for name, value in row.items()} for row in rows]
     names = ["before", "after"]
     say(rows, as_json, as_table(shown, ["setting", *names]) if rows else f"{first} and {second or 'the settings in force'} have the same settings.")

@@ -1003,8 +1003,8 @@ def figure(output: TaskOutput) -> "Figure":
     correlation = rank_correlation(features, names)
     near = nearest(correlation)
     _heat_map(right, correlation, groups)
-    right.set_title(f"Nearest two features: |rank correlation| {near.max():.3f};\n"
-                    f"{(near > 0.95).mean():.0%} have a partner above 0.95", loc="left", weight="bold", size=10.5)
+    right.set_title("Rank correlation of all features", loc="left", weight="bold", size=10.5)
+    figures.headline(picture, f"{len(names)} features; the nearest two have a rank correlation of {near.max():.3f}, and {(near > 0.95).mean():.0%} have a partner above 0.95")
     return picture
 
 

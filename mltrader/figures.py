@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'PAPER', 'PALETTE', 'CLASS_COLORS', 'REGIME_COLORS', 'STATUS_COLORS', 'STYLE', 'Picture',
-           'new', 'shade_regimes', 'png']
+           'new', 'headline', 'shade_regimes', 'png', 'Captioned']
 
 # %% ../nbs/05_figures.ipynb #37ab83be
 from collections.abc import Sequence
@@ -40,8 +40,23 @@ STYLE: dict[str, Any] = {
 class Picture(Figure):
     """A figure that a notebook shows as PNG, with no help from pyplot."""
 
-    def _repr_png_(self) -> bytes:
-        return png(self)
+    @property
+    def titles(self) -> list[Any]:
+        """What says the finding: the title over all axes, or else the titles of the axes."""
+        above = [self._suptitle] if self._suptitle is not None and self._suptitle.get_text() else []
+        return above or [ax.title if ax.get_title() else ax._left_title for ax in self.axes if ax.get_title() or ax.get_title("left")]
+
+    @property
+    def finding(self) -> str:
+        """The finding as text, for those who cannot see the picture; further lines of a title over all axes are remarks."""
+        return "; ".join("\n".join(" ".join(line.split()) for line in title.get_text().splitlines()) for title in self.titles)
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        """The picture, with its finding; a page may show a single title as text, and cut off `title_share` (of the width) at the top."""
+        data, about = png(self), {"alt": self.finding}
+        if len(self.titles) == 1:
+            about["title_share"] = round(float((self.bbox.height - self.titles[0].get_window_extent().y0) / self.bbox.width), 4)
+        return data, about
 
 
 def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, **kwargs: Any) -> tuple[Figure, Any]:
@@ -66,6 +81,11 @@ def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, *
     figure = Picture(figsize=(width, height * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, cols, **kwargs)
     return figure, axes
+
+
+def headline(figure: Figure, text: str) -> None:
+    """What is to be seen in the whole figure, as a sentence above its axes."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
 
 # %% ../nbs/05_figures.ipynb #5c31bc3a
 def shade_regimes(ax: Axes, sessions: "pd.Series", regimes: "pd.Series", alpha: float = 0.22, skip: Sequence[str] = ("normal",)) -> None:
@@ -93,9 +113,29 @@ def shade_regimes(ax: Axes, sessions: "pd.Series", regimes: "pd.Series", alpha: 
 
 # %% ../nbs/05_figures.ipynb #24e798ae
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, without date or software version inside."""
+    """The figure as PNG bytes, without date or software version inside.
+
+    A name from data is no formula: text with a `$` is drawn as it is. Only the labels of logarithmic axes are formulas, matplotlib's own.
+    """
     from io import BytesIO
 
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+            text.set_parse_math(False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+# %% ../nbs/05_figures.ipynb #7d514eec
+class Captioned:
+    """A data frame that a notebook shows under a line of text; both may hold anything."""
+
+    def __init__(self, frame: "pd.DataFrame", caption: str) -> None:
+        self.frame, self.caption = frame, caption
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p class=about>{escape(self.caption)}</p>{self.frame.to_html()}"

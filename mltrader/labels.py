@@ -344,9 +344,8 @@ def figure(output: TaskOutput) -> "Figure":
         left.bar(share.index, share[code], bottom=bottom, color=figures.CLASS_COLORS[name], label=name, width=0.9)
         bottom += share[code].to_numpy()
     buy, total = share[BUY], 100 * (labels["label"] == BUY).mean()
-    left.set_title(f"{total:.0f} % of {len(labels):,} rows are buy: {buy.min():.0f} % in {buy.idxmin()}, "
-                   f"{buy.max():.0f} % in {buy.idxmax()}")
-    left.set(ylabel="share of rows (%)", xlabel="year of the decision", ylim=(0, 100))
+    figures.headline(picture, f"{total:.0f} % of {len(labels):,} rows are buy: {buy.min():.0f} % in {buy.idxmin()}, {buy.max():.0f} % in {buy.idxmax()}")
+    left.set(title="Which barrier came first, by year", ylabel="share of rows (%)", xlabel="year of the decision", ylim=(0, 100))
     left.legend(loc="lower left", ncols=3, facecolor="white", framealpha=0.9, frameon=True)
     _draw_paths(right, output.frames["paths"], rule)
     return picture

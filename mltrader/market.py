@@ -1953,7 +1953,7 @@ def figure(output: TaskOutput) -> "Figure":
     found, worst = summary["quality"], scores["score"].idxmin()
     finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {found['splits']} suspected split(s), {found['bad_ticks']} bad tick(s); "
                 f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}")
-    ax.set_title("\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]), fontsize=9, loc="left")
+    figures.headline(picture, "\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]))
     handles = [Patch(color=colors[kind], label=label) for kind, _, label in kinds]
     handles.append(Line2D([], [], ls="", marker="v", ms=7, color=figures.PALETTE[5], label="suspected split or bad tick"))
     picture.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5)

@@ -629,7 +629,7 @@ def figure(output: TaskOutput) -> "Figure":
     left.bar(x + 0.2, felt, 0.38, color=colors, label="weight")
     left.plot(x, [document["targets"][r] for r in REGIMES], "_", ms=28, mew=2, color=figures.INK, label="target")
     left.set(xticks=x, xticklabels=[r.replace("_", "\n") for r in REGIMES], ylabel="share of the training set",
-             title=f"{made['rows']:,} rows weigh like {made['effective_rows']:,.0f} equal ones")
+             title="The training set by regime")
     left.legend(ncols=2)
     if len(folds):
         right.bar(folds["fold"], folds["archive_rows"] / folds["rows"], color=figures.PALETTE[1], label="share of rows")
@@ -637,7 +637,8 @@ def figure(output: TaskOutput) -> "Figure":
         right.legend()
     felt = made["archive_effective_share"]
     right.set(xlabel="test year of the fold", ylabel="archive's share",
-              title=f"Archive at the refit: {made['archive_share']:.0%} of rows, {felt:.0%} of weight")
+              title="The archive's part in each fold")
+    figures.headline(shape, f"{made['rows']:,} rows weigh like {made['effective_rows']:,.0f} equal ones; the archive is {made['archive_share']:.0%} of the rows and {felt:.0%} of the weight")
     return shape
 
 

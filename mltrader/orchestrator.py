@@ -7,7 +7,7 @@ __all__ = ['HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 
            'events_learned', 'close_run', 'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error',
            'failure_kind', 'persist', 'limited', 'first_error', 'terminable', 'undisturbed', 'BuildExecutor',
            'run_task', 'run_inline', 'keep_predictions', 'roll_back', 'TrainingOrchestrator', 'examine', 'as_output',
-           'run', 'verdict_html', 'table']
+           'run', 'verdict_html', 'table', 'equity_figure', 'leading_figure']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -24,7 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import core, log, notify, registry, reports
+from . import compare, core, log, notify, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, publish, sealed, sweep, unsealed
 from .config import Settings, home, load_settings
@@ -32,8 +32,10 @@ from .core import TASKS, Clock, ConfigError, IntegrityError, MltraderError, Task
 from .store import Store
 
 if TYPE_CHECKING:
-    from mltrader.predict import Prediction
     import pandas as pd
+    from matplotlib.figure import Figure
+
+    from mltrader.predict import Prediction
 
 # %% ../nbs/60_orchestrator.ipynb #9c7965db
 class CycleError(MltraderError):
@@ -211,14 +213,17 @@ def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Map
                 db.record_task(conn, run.run_id, task, info["status"], source_run_id=info["source_run_id"], outputs=info["entries"], outputs_digest=info["digest"],
                                attempts=info["attempts"])
         decisions = db.rows_digest(conn, run.run_id)
-        before = next((r for r in db.runs(conn) if r["manifest_digest"] and r["id"] != run.run_id), None)
+        rows = db.runs(conn)
+        before = next((r for r in rows if r["manifest_digest"] and r["id"] != run.run_id), None)
     product = run.products / "market" / "outputs.json"
     as_of = reports.read_outputs(product)["as_of"] if results["market"]["digest"] else None
     now = run.clock.now()
     header = {"run_id": run.run_id, "kind": run.kind, "status": status, "trigger": run.trigger, "as_of": as_of, "error": error, "verdict": facts["verdict"],
               "started_at": run.started, "completed_at": now, "minutes": (now - run.started).total_seconds() / 60, "findings": list(findings)}
     previous = {"run_id": before["id"], "manifest": before["manifest_digest"]} if before else None
-    manifest = reports.leave_reports(reports.reports_folder(run.settings), header, results, notebooks, previous, run.settings, project_root(), decisions)
+    folder = reports.reports_folder(run.settings)
+    manifest = reports.leave_reports(folder, header, results, notebooks, previous, run.settings, project_root(), decisions,
+                                     lambda draft: compare.summary_parts(run.store, folder, draft, run.token, ArtifactStore(home() / "artifacts")), rows)
     metrics = {f"{task}.{name}": value for task, info in results.items() for name, value in (info["metrics"] or {}).items()}
     with run.store.write() as conn:
         db.check_token(conn, run.token)
@@ -736,7 +741,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Any, as_of: "pd.Times
 
 # %% ../nbs/60_orchestrator.ipynb #807235d4
 def verdict_html(output: TaskOutput) -> str:
-    """The head of the summary: verdict, its reasons, the numbers that carry it. All text from data is escaped."""
+    """The head of the summary: verdict in one sentence, the numbers that carry it, and why. All text from data is escaped."""
     from html import escape
 
     d = output.documents["overview"]
@@ -748,13 +753,15 @@ def verdict_html(output: TaskOutput) -> str:
         return text if low is None or low != low else f"{text} <span>[{low:+.3f}, {high:+.3f}]</span>"
 
     symbols = d["symbols"] if isinstance(d["symbols"], int) else len(d["symbols"])
-    cards = [("log-loss gained over the prior, nats (95 %)", number("gain_over_prior")), ("… over a logit on volatility and VIX", number("gain_over_logit")),
+    cards = [("log-loss gained over the prior, nats a row (95 %)", number("gain_over_prior")), ("… over a logit on volatility and VIX", number("gain_over_logit")),
              ("rank IC of p(buy) − p(sell)", number("ic")), ("drift score of the last 60 sessions", f"{_number(d['drift_score']):.2f} <span>p = {_number(d['drift_p']):.2f}</span>"),
-             ("symbols · rows", f"{symbols} · {d['rows']:,}"), ("features", str(d["n_features"])), ("trials so far", str(d["trials"]))]
+             ("symbols · rows", f"{symbols} · {d['rows']:,}"), ("features · trials so far", f"{d['n_features']} · {d['trials']}")]
     body = "".join(f"<div class=card><b>{value}</b><span>{escape(label)}</span></div>" for label, value in cards)
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in d["reasons"])
     tradable = d["tradable"].get("statement") or ("Tradable: " + str(d["tradable"].get("verdict")))
-    return (f"<p>{reports.badge(d['verdict'])} <b>{escape(d['words'])}</b></p><ul>{reasons}</ul><p><b>Tradable?</b> {escape(tradable)}</p><div class=grid>{body}</div>"
+    gain = _number(h.get("gain_over_prior"))
+    against = f" It gains {gain:+.3f} nats a row over the prior, out of sample." if gain == gain else ""
+    return (f"<p class=finding>{reports.badge(d['verdict'])} {escape(d['words'])}{against}</p><div class=grid>{body}</div><ul>{reasons}</ul><p><b>Tradable?</b> {escape(tradable)}</p>"
             f"<p class=meta>As of {escape(str(d['as_of']))}, label <code>{escape(d['label'])}</code> over {d['horizon']} sessions, provider {escape(d['provider'])}. {escape(d['survivorship'])}</p>")
 
 
@@ -767,3 +774,71 @@ def table(output: TaskOutput) -> "pd.DataFrame":
     order = [m for m in ("stack", "forest", "boosting", "logit", "prior", "majority") if m in wide.index.get_level_values("model")]
     return wide.reindex([(s, m) for s in ("all", "last_year") for m in order if (s, m) in wide.index])[[c for c in wanted if c in wide.columns]].round(3).rename(
         index=lambda name: name.replace("_", " "), columns=lambda name: {"ic": "IC"}.get(name, name.replace("_", " ")))
+
+# %% ../nbs/60_orchestrator.ipynb #2f744857
+def equity_figure(equity: "pd.DataFrame") -> "Figure":
+    """Growth of the strategy after costs and of the equal-weight panel, with their drawdowns, over the market's regimes.
+
+    Parameters
+    ----------
+    equity : DataFrame [session, strategy, equal_weight, market_regime]
+        Growth of 1 and the regime of each session, from the backtest.
+    """
+    from mltrader import figures
+
+    picture, (top, bottom) = figures.new(2, 1, height=2.9, sharex=True, gridspec_kw={"height_ratios": [1.6, 1]})
+    known, worst = equity[equity["market_regime"].isin(core.REGIMES)], {}
+    for ax in (top, bottom):
+        figures.shade_regimes(ax, known["session"], known["market_regime"])
+    bands = list(top.patches)
+    for name, label, color in (("strategy", "strategy, after costs", figures.INK), ("equal_weight", "panel, equal weights", figures.PALETTE[0])):
+        fall = 100 * (equity[name] / equity[name].cummax() - 1)
+        worst[name] = fall.min()
+        top.plot(equity["session"], equity[name], color=color, label=label)
+        bottom.plot(equity["session"], fall, color=color, lw=1)
+    top.set(yscale="log", ylabel="growth of 1 (log scale)")
+    bottom.set(ylabel="drawdown, %", xlabel="session")
+    named = {band.get_label(): band for band in bands if not (band.get_label() or "_").startswith("_")}
+    top.legend(handles=[*top.get_lines(), *named.values()], loc="upper left", ncols=2)
+    end = equity.iloc[-1]
+    figures.headline(picture, f"After costs 1 became {end['strategy']:.2f} with a deepest fall of {worst['strategy']:.0f} %; held in equal weights {end['equal_weight']:.2f} and {worst['equal_weight']:.0f} %")
+    return picture
+
+
+def leading_figure(importance: "pd.DataFrame", top: int = 12) -> "Figure":
+    """The leading features of the final model (or, where it is not explained, of boosting) by regime, as shares of all importance.
+
+    Parameters
+    ----------
+    importance : DataFrame [component, regime, feature, importance, rank]
+        From the explain task.
+    top : int, default=12
+        How many features, by their importance over all regimes.
+    """
+    from mltrader import figures
+
+    component = next(name for name in ("stack", "boosting", "forest") if (importance["component"] == name).any())
+    frame = importance[importance["component"] == component]
+    order = ["all", *[regime for regime in core.REGIMES if (frame["regime"] == regime).any()]]
+    share = 100 * frame.pivot_table(index="feature", columns="regime", values="importance").reindex(columns=order)
+    share = share / share.sum() * 100
+    leaders = share["all"].nlargest(min(top, len(share))).index
+    shown = share.loc[leaders]
+    picture, ax = figures.new(height=0.9 + 0.3 * len(shown))
+    ax.grid(False)
+    ax.imshow(shown.to_numpy(), cmap="Blues", aspect="auto", vmin=0)
+    peak = float(shown.max().max())
+    for i in range(len(shown)):
+        for j, regime in enumerate(order):
+            value = shown.iloc[i, j]
+            rank = int(share[regime].rank(ascending=False)[shown.index[i]]) if value == value else 0
+            ax.text(j, i, f"{value:.1f} %  (#{rank})" if value == value else "–", ha="center", va="center", color="white" if value > 0.6 * peak else figures.INK)
+    ax.set_xticks(range(len(order)), [name.replace("_", " ") for name in order])
+    ax.set_yticks(range(len(shown)), [str(name) for name in shown.index])
+    ax.set_xlabel(f"regime (share of {component}'s importance, and rank in that regime)")
+    firsts = share[order[1:]].idxmax()
+    most = firsts.value_counts()
+    others = "; ".join(f"{name} in {regime.replace('_', ' ')}" for regime, name in firsts.items() if name != most.index[0]) if len(most) else ""
+    title = f"{most.index[0]} leads in {most.iloc[0]} of {len(firsts)} regimes{f' ({others})' if others else ''}" if len(most) else f"{leaders[0]} leads"
+    figures.headline(picture, title)
+    return picture

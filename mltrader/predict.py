@@ -8,7 +8,7 @@ __all__ = ['SAME_SECTIONS', 'session_inputs', 'check_features', 'version_for', '
            'watch', 'watch_history']
 
 # %% ../nbs/53_predict.ipynb #358b5ae9
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -397,9 +397,9 @@ def watch(store: Store, run: Any, as_of: Any, settings: Settings) -> dict[str, A
     return {"champion": pair[0], "rival": pair[1], **said}
 
 
-def watch_history(store: Store, champion: str, rival: str) -> pd.DataFrame:
-    """The looks at a champion and its rival, oldest first: [session, n_sessions, log_wealth, equity, alarm, cumulated], the input of `watch.figure`."""
+def watch_history(store: Store, champion: str, rival: str, runs: Collection[str] | None = None) -> pd.DataFrame:
+    """The looks at a champion and its rival, oldest first: [session, n_sessions, log_wealth, equity, alarm, cumulated, alpha, words], the input of `watch.figure`; with `runs`, only theirs."""
     with store.read() as conn:
-        rows = db.watch_rows(conn, champion, rival)
-    rows = [{**row, "cumulated": row["details"]["cumulated"], "equity": row["details"]["equity"]} for row in rows]
-    return reports.session_frame(rows, ["session", "n_sessions", "log_wealth", "equity", "alarm", "cumulated"])
+        rows = [row for row in db.watch_rows(conn, champion, rival) if runs is None or row["run_id"] in runs]
+    details = ("cumulated", "equity", "alpha", "words")
+    return reports.session_frame([{**row, **{name: row["details"].get(name) for name in details}} for row in rows], ["session", "n_sessions", "log_wealth", "equity", "alarm", "cumulated", "alpha", "words"])

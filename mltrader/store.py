@@ -20,7 +20,7 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
            'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
            'version_named', 'importance_rows', 'importance_history', 'alias_history', 'judged_runs', 'drift_scores',
-           'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions']
+           'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions', 'moves_until']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
@@ -1290,3 +1290,11 @@ def actions(conn: sa.Connection, limit: int = 20) -> list[dict[str, Any]]:
     """What was asked for by hand, newest first."""
     rows = conn.execute(sa.select(operator_actions).order_by(operator_actions.c.id.desc()).limit(limit)).mappings()
     return [{**row, "created_at": _utc(row["created_at"])} for row in rows]
+
+# %% ../nbs/02_store.ipynb #f6b9ea4c
+def moves_until(conn: sa.Connection, alias: str, token: int) -> list[dict[str, Any]]:
+    """All moves of an alias by runs up to `token`, oldest first, with the production name that each replaced as `before`."""
+    old = alias_moves.alias()
+    query = (sa.select(alias_moves, old.c.name.label("before")).join_from(alias_moves, old, old.c.id == alias_moves.c.previous, isouter=True)
+             .where(alias_moves.c.alias == alias, alias_moves.c.token <= token).order_by(alias_moves.c.id))
+    return [{**row, "moved_at": _utc(row["moved_at"])} for row in conn.execute(query).mappings()]

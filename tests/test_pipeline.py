@@ -19,8 +19,10 @@ ALLOWED = {
     "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "attribution": {"splits", "meta"}, "explain": {"attribution", "meta", "store", "treeshap"}, "promotion": {"attribution", "luck", "splits", "significance", "refits", "forgetting", "tuning"},
     "registry": {"store", "artifacts"}, "notify": {"store", "log", "reports"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
-    "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"}, "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"}, "audit": None, "cli": None,
+    "compare": {"store", "artifacts", "registry", "reports", "watch", "predict"},
+    "orchestrator": {"store", "artifacts", "registry", "reports", "compare", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
+    "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"},
+    "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"}, "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 

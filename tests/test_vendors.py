@@ -196,7 +196,7 @@ def test_degradation_is_marked_and_goes_away(chaos, tmp_path, monkeypatch, mode)
     assert {name: sha for name, sha in state(cache, "yfinance").items() if name != "current.json"} == kept
     output = market.run({"cache": {"folder": cache}}, wanted)
     assert f"DEGRADED: yfinance is stale since {TUESDAY.date()}" in output.documents["summary"]["degraded"][0]
-    assert "DEGRADED" in market.figure(output).axes[0].get_title(loc="left")
+    assert "DEGRADED" in market.figure(output).finding
     assert market.remarks(output)["message"].str.contains("stale since").any()
     assert reports.vendor_state(wanted)["yfinance"]["degraded"]["since"] == str(TUESDAY.date())
     assert reports.write_inputs(wanted, None, None) == ["market"]
