@@ -778,7 +778,7 @@ def equity_page(source: Source) -> Safe:
     columns = {"period": "period", "portfolio": "portfolio", "return_ann": "return a year", "volatility_ann": "volatility", "sharpe": "Sharpe", "sharpe_low": "low", "sharpe_high": "high", "max_drawdown": "max drawdown",
                "turnover_ann": "turnover a year", "n_sessions": "sessions"}
     return joined([markup("<p><b>Edge over an exposure-matched portfolio: {edge}.</b> A model may be worth having for risk, and not tradable.</p>", edge=edge), shown,
-                   table(frame_of(found["backtest"], "performance").replace("_", " ", regex=True), columns), note(f"as of {words(as_of)}", f"{summary.get('first_session')} to {summary.get('last_session')}",
+                   table(frame_of(found["backtest"], "performance").replace({name: name.replace("_", " ") for name in ("all_years", "last_year", *lines)}), columns), note(f"as of {words(as_of)}", f"{summary.get('first_session')} to {summary.get('last_session')}",
                                                                                   f"{summary.get('cost_bps')} bps a unit traded, one way", f"baselines: the same symbols held, {summary.get('index', 'the index')}", "drawn week by week, with a week's deepest drawdown and the regime at its end"),
                    note(found["market"]["summary"].get("survivorship", ""))])
 
