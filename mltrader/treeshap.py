@@ -535,20 +535,18 @@ def _asked(booster: Any, what: str, X: np.ndarray, threads: int = 1) -> np.ndarr
     import xgboost
 
     data = xgboost.DMatrix(X, feature_names=booster.feature_names, feature_types=booster.feature_types, nthread=threads)
-    return np.moveaxis(booster.predict(data, strict_shape=True, **{what: True}), 1, -1)
+    try:
+        return np.moveaxis(booster.predict(data, strict_shape=True, **{what: True}), 1, -1)
+    except xgboost.core.XGBoostError as error:
+        raise DataError(f"XGBoost has no `{what}` for this booster: {str(error).splitlines()[0][:200]}") from error
 
 
 def _of_booster(booster: Any, known: Any) -> TreeExplainer:
-    import xgboost
-
     n = booster.num_features()
     names, named = _names(known if known is not None else booster.feature_names, n)
     probe = np.zeros((2, n), dtype=np.float32)
     probe[1, ::2] = np.nan
-    try:
-        theirs = _asked(booster, "pred_contribs", probe)
-    except xgboost.core.XGBoostError as error:
-        raise DataError(f"XGBoost cannot explain this booster: {str(error).splitlines()[-1][:200]}") from error
+    theirs = _asked(booster, "pred_contribs", probe)
     classes = theirs.shape[2]
     try:
         leaves = leaves_of(nodes_of_booster(booster))
@@ -575,17 +573,20 @@ def native(model: Any) -> Any:
     from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
     from sklearn.exceptions import NotFittedError
 
-    kinds = (RandomForestModel, XGBoostModel, xgboost.XGBClassifier, RandomForestClassifier, ExtraTreesClassifier)
-    if isinstance(model, kinds):
-        try:
-            if isinstance(model, xgboost.XGBClassifier):
-                return _sliced(model)
-            return model.booster_ if isinstance(model, XGBoostModel) else (getattr(model, "trees_", None) or model.estimators_) and model
-        except (AttributeError, NotFittedError):
-            raise DataError(f"This {type(model).__name__} has not been fitted, so there is nothing to explain; call `fit` first.") from None
     if isinstance(model, xgboost.Booster):
         return model
-    raise DataError(f"A {type(model).__name__} cannot be explained: pass a {', '.join(kind.__name__ for kind in kinds)} or xgboost.Booster.")
+    kinds = (RandomForestModel, XGBoostModel, xgboost.XGBClassifier, RandomForestClassifier, ExtraTreesClassifier)
+    if not isinstance(model, kinds):
+        raise DataError(f"A {type(model).__name__} cannot be explained: pass a {', '.join(kind.__name__ for kind in kinds)} or xgboost.Booster.")
+    try:
+        if isinstance(model, xgboost.XGBClassifier):
+            return _sliced(model)
+        if isinstance(model, XGBoostModel):
+            return model.booster_
+        getattr(model, "trees_" if isinstance(model, RandomForestModel) else "estimators_")
+    except (AttributeError, NotFittedError):
+        raise DataError(f"This {type(model).__name__} has not been fitted, so there is nothing to explain; call `fit` first.") from None
+    return model
 
 
 def _sliced(model: Any) -> Any:
@@ -607,7 +608,7 @@ def explainer_of(model: Any) -> TreeExplainer:
     Raises
     ------
     DataError
-        If the model has not been fitted, is of another kind, or cannot be explained by any engine.
+        If the model has not been fitted, is of another kind, or cannot be explained by any engine (such as XGBoost's vector leaves).
     """
     inner = native(model)
     known = getattr(model, "feature_names_in_", None)
