@@ -218,6 +218,7 @@ def test_threads_and_neighbours_change_nothing():
     order = np.random.default_rng(0).permutation(len(X))
     np.testing.assert_array_equal(values[order], explainer.values(X[order]))
     np.testing.assert_array_equal(values[100:100 + FEW + 1], explainer.values(X[100:100 + FEW + 1]))
+    np.testing.assert_array_equal(pairs[33:36], explainer.interactions(X[33:36]))
     for n in (1, FEW):
         np.testing.assert_allclose(values[:n], explainer.values(X[:n]), atol=1e-6)
     assert explainer.values(X[:0]).shape == (0, 6, 3) and explainer.interactions(X[:0]).shape == (0, 6, 6, 3)
