@@ -375,7 +375,7 @@ def pruning(importance: pd.DataFrame, component: str = "stack", share: float = K
 # %% ../nbs/35_attribution.ipynb #92cfbffc
 _CAPITALS = {"rsi", "vix", "macd", "atr", "adx", "obv", "cci"}
 _PHRASES: tuple[tuple[str, str], ...] = (
-    ("rank_", "rank among the symbols: "), ("sector_relative_", "against its sector: return_"), ("relative_strength_", "against the index: return_"), ("index_", "index "),
+    ("rank_", "rank of "), ("sector_relative_", "against its sector: return_"), ("relative_strength_", "against the index: return_"), ("index_", "index "),
 )
 _WHOLE: dict[str, str] = {REGIME_TERM: "the regime", "other": "all others"}
 
@@ -394,7 +394,7 @@ def feature_words(name: str, definition: Mapping[str, Any] | None = None) -> str
             break
     tokens = rest.split("_")
     if tokens[0] == "curve":
-        return f"rate curve, {' less '.join(tokens[1:])}"
+        return f"rate curve {' less '.join(tokens[1:])}"
     spans = [token for token in tokens if token.isdigit()]
     plain = " ".join(token.upper() if token in _CAPITALS else token for token in tokens if not token.isdigit()).replace("log return", "return")
     return f"{head}{'/'.join(spans)}-session {plain}" if spans else f"{head}{plain}"

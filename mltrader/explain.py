@@ -7,14 +7,16 @@ __all__ = ['COMPONENTS', 'MAX_GAP', 'ROWS_AT_A_TIME', 'TOP_OF_A_CALL', 'PAIRS', 
            'Background', 'unit_of', 'class_axis_last', 'log_odds_of', 'softmax_of', 'check_sum', 'settle', 'rows_of',
            'explainer_of', 'explain_rows', 'through', 'Fold', 'said_by_bases', 'folds_of', 'fold_sums', 'all_sums',
            'words_of', 'calls_in_points', 'last_calls', 'strongest_pairs', 'pair_strength', 'group_shares',
-           'class_shares', 'stored_rows', 'history_frame', 'run', 'SHAPAnalyzer', 'component_of', 'finding', 'figure',
-           'strongest_call', 'call_figure', 'history_figure', 'table', 'stability', 'calls', 'pairs', 'proposal',
-           'distances']
+           'class_shares', 'stored_rows', 'history_frame', 'run', 'component_of', 'in_parts', 'write_by_hand',
+           'Importances', 'SHAPAnalyzer', 'finding', 'figure', 'strongest_call', 'call_figure', 'history_figure',
+           'table', 'stability', 'calls', 'pairs', 'proposal', 'distances']
 
 # %% ../nbs/42_explain.ipynb #6310ad98
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -198,13 +200,22 @@ def rows_of(model: Any, X: Any, names: Sequence[str]) -> pd.DataFrame:
     return frame.astype("float32")
 
 
+_EXPLAINERS: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()  # taking a model apart costs more than explaining a row
+
+
 def explainer_of(model: Any, background: pd.DataFrame | None = None) -> Any:
-    """The explainer of a base model; with `background` the interventional one."""
+    """The explainer of a base model, kept as long as the model lives and is not fitted again; with `background` the interventional one."""
     if background is not None:
         return Background(model, background)
     from mltrader import treeshap
 
-    return treeshap.explainer_of(model)
+    trees = getattr(model, "trees_", None) or getattr(model, "booster_", None)
+    kept = _EXPLAINERS.get(model) if trees is not None else None
+    if kept is None or kept[0] is not trees:
+        kept = trees, treeshap.explainer_of(model)
+        if trees is not None:
+            _EXPLAINERS[model] = kept
+    return kept[1]
 
 
 def explain_rows(model: Any, X: pd.DataFrame, regime: Any = None, background: pd.DataFrame | None = None, threads: int = 1) -> Explained:
@@ -616,28 +627,59 @@ def _sampled_pairs(inputs: Mapping[str, Mapping[str, Any]], n_rows: int, threads
     return strongest_pairs(pair_strength(model, X, threads=threads), list(X.columns), "boosting")
 
 # %% ../nbs/42_explain.ipynb #b5161ac6
-def _ranked(importance: pd.DataFrame, regime: str) -> dict[str, float]:
-    part = importance[importance["regime"] == regime]
-    return dict(zip(part["feature"], part["importance"].astype(float), strict=True))
+def component_of(model: Any) -> str:
+    """`stack`, `boosting` or `forest`."""
+    return "stack" if isinstance(model, Stack) else "boosting" if unit_of(model) == "log-odds" else "forest"
 
 
-class SHAPAnalyzer:
-    """Explains predictions and models, and remembers what mattered in which regime.
+def in_parts(model: Any, X: pd.DataFrame, regime: str | None, background: pd.DataFrame | None, threads: int) -> dict[str, Any]:
+    """One prediction, split into its parts: the answer of `SHAPAnalyzer.explain_prediction` for a frame of one row."""
+    found = explain_rows(model, X, None if regime is None else [regime], background, threads)
+    call = int(found.proba[0].argmax())
+    own = found.values[0, :, call]
+    order = [(found.names[i], float(own[i])) for i in np.argsort(-np.abs(own), kind="stable")]
+    points, proba, prior = in_points(found.values, found.base) if found.unit == "log-odds" else (found.values, found.total, found.base)
+    places = None if background is None else np.r_[percentiles(X.to_numpy(dtype=float), quantile_table(background), list(X.columns))[0], [np.nan] * (len(found.names) - X.shape[1])]
+    words = {name: feature_words(name, {"name": name}) for name in found.names}
+    return {"shap_values": found.values[0], "base_value": np.asarray(found.base), "prediction": CLASSES[call], "probabilities": dict(zip(CLASSES, map(float, found.proba[0]), strict=True)),
+            "top_features": order[:10], "positive": [one for one in order if one[1] > 0][:5], "negative": [one for one in order if one[1] < 0][:5],
+            "text": sentence(CLASSES[call], float(proba[0, call]), float(prior[call]), points[0, :, call], found.names, places, words),
+            "engine": found.engine, "kind": found.kind, "unit": found.unit}
+
+
+def write_by_hand(store: "Store", run_id: str | None, settings: Settings | None, version: str, importance: pd.DataFrame, facts: Mapping[str, Mapping[str, str]],
+                  mine: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Write importances of a version in a run of their own, with those in `mine` that it holds already; returns the run's id."""
+    from mltrader import store as db
+    from mltrader.config import load_settings
+
+    settings, clock = settings or load_settings(), Clock()
+    with store.write() as conn:
+        known = db.version_row(conn, version)
+        key = importance["component"].iloc[0], importance["regime"].iloc[0]
+        mine[key] = [{**row, "model_version": version} for row in stored_rows(importance, facts, known["feature_set"])]
+        if run_id is None:
+            run_id = f"explain_{clock.stamp()}"
+            while db.runs(conn, run_id=run_id):
+                run_id += "x"  # two within one second
+            db.start_run(conn, run_id, "predict", "explained by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
+            db.set_as_of(conn, run_id, known["as_of"])
+            db.finish_run(conn, run_id, "success", clock)
+        db.write_rows(conn, run_id, {"shap_analysis": [row for rows in mine.values() for row in rows]})
+    return run_id
+
+# %% ../nbs/42_explain.ipynb #5cb5eaa4
+class Importances:
+    """What is stored of importances; the part of `SHAPAnalyzer` that only reads.
 
     Parameters
     ----------
     store : Store, optional
         Opened on first use if none is given.
-    settings : Settings, optional
-        Loaded on first use if none are given; recorded with rows written by hand.
-    threads : int
-        Changes the time only.
     """
 
-    def __init__(self, store: "Store | None" = None, settings: Settings | None = None, threads: int = 1) -> None:
-        self._store, self._settings, self.threads = store, settings, threads
-        self._rows: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
-        self._runs: dict[str, str] = {}
+    def __init__(self, store: "Store | None" = None) -> None:
+        self._store = store
 
     @property
     def store(self) -> "Store":
@@ -647,102 +689,6 @@ class SHAPAnalyzer:
 
             self._store = Store()
         return self._store
-
-    def explain_prediction(self, model: Any, features: Any, feature_names: Sequence[str], background_data: Any = None, regime: str | None = None) -> dict[str, Any]:
-        """One prediction, split into its parts.
-
-        Parameters
-        ----------
-        model : Stack, RandomForestModel, XGBoostModel or a library's own
-        features : array-like of shape (n_features,), or a frame of one row
-            NaN is allowed.
-        feature_names : sequence of str
-        background_data : DataFrame or ndarray of shape (n_background, n_features), optional
-            With it the values are interventional, without it path-dependent.
-        regime : str, optional
-            For a stack.
-
-        Returns
-        -------
-        dict
-            `shap_values` (n_features, 3) and `base_value` (3,) in the model's `unit` (a stack's: centred log-odds; if its blend knows regimes, the
-            last line is the regime's), `prediction` (class), `probabilities`, `top_features` (10 pairs of name and contribution to the
-            prediction), `positive` and `negative` (5 each), `text`, `engine`, `kind`, `unit`.
-
-        Raises
-        ------
-        DataError
-            If shapes or names differ, or there is more than one row.
-        """
-        names = list(feature_names)
-        X = rows_of(model, features.to_frame().T if isinstance(features, pd.Series) else features, names)
-        if len(X) != 1:
-            raise DataError(f"`features` holds {len(X)} rows; explain_prediction takes one, get_feature_importance takes many.")
-        background = None if background_data is None else rows_of(model, background_data, names)
-        found = explain_rows(model, X, None if regime is None else [regime], background, self.threads)
-        call = int(found.proba[0].argmax())
-        own = found.values[0, :, call]
-        order = [(found.names[i], float(own[i])) for i in np.argsort(-np.abs(own), kind="stable")]
-        points, proba, prior = in_points(found.values, found.base) if found.unit == "log-odds" else (found.values, found.total, found.base)
-        places = None if background is None else np.r_[percentiles(X.to_numpy(dtype=float), quantile_table(background), names)[0], [np.nan] * (len(found.names) - len(names))]
-        words = {name: feature_words(name, {"name": name}) for name in found.names}
-        return {"shap_values": found.values[0], "base_value": np.asarray(found.base), "prediction": CLASSES[call], "probabilities": dict(zip(CLASSES, map(float, found.proba[0]), strict=True)),
-                "top_features": order[:10], "positive": [one for one in order if one[1] > 0][:5], "negative": [one for one in order if one[1] < 0][:5],
-                "text": sentence(CLASSES[call], float(proba[0, call]), float(prior[call]), points[0, :, call], found.names, places, words),
-                "engine": found.engine, "kind": found.kind, "unit": found.unit}
-
-    def get_feature_importance(self, model: Any, X_test: Any, feature_names: Sequence[str], model_version: str, regime: str | None = None) -> dict[str, float]:
-        """Share of each feature, largest first; stored for the version and the regime ("all" if none is named).
-
-        Raises
-        ------
-        DataError, ConfigError
-            If shapes or names differ, there are fewer than `MIN_ROWS` rows, or no such version or regime exists.
-        """
-        if regime not in (None, "all", *REGIMES):
-            raise ConfigError(f"There is no regime {regime!r}; they are {', '.join(REGIMES)}, or None for all rows.")
-        version, scope = self._version(model_version), regime or "all"
-        X = rows_of(model, X_test, list(feature_names))
-        if len(X) < MIN_ROWS:
-            raise DataError(f"{len(X)} rows of regime {scope}; below {MIN_ROWS} nothing is claimed about it.")
-        found = explain_rows(model, X, None if regime in (None, "all") else [regime] * len(X), threads=self.threads)
-        table = importance_table(session_sums(found.values, found.names, np.zeros(len(X)), np.full(len(X), scope)), component_of(model), 1)
-        table = table[table["regime"] == "all"].assign(regime=scope)
-        self._write(version, table, found)
-        return _ranked(table, scope)
-
-    def analyze_by_regime(self, model: Any, X_test: Any, y_test: Any, regimes: Any, feature_names: Sequence[str], model_version: str) -> dict[str, dict[str, Any]]:
-        """Importance and hit rate in each regime.
-
-        Parameters
-        ----------
-        y_test : array-like of int, shape (n,)
-            Class codes.
-        regimes : array-like of str, shape (n,)
-
-        Returns
-        -------
-        dict of str to dict
-            Each regime of `core.REGIMES`: `sample_count`, `accuracy`, `importance` (feature to share, largest first); where there are fewer than
-            `MIN_ROWS` rows, a `note` instead of the last two: no claim.
-        """
-        X, y, regimes = rows_of(model, X_test, list(feature_names)), np.asarray(y_test), np.asarray(regimes, dtype=object)
-        if not len(X) == len(y) == len(regimes):
-            raise DataError(f"X_test has {len(X)} rows, y_test {len(y)}, regimes {len(regimes)}; pass one of each a row.")
-        if strangers := sorted({str(name) for name in regimes} - set(REGIMES)):
-            raise DataError(f"`regimes` holds {strangers[:5]}; the regimes are {list(REGIMES)}.")
-        out: dict[str, dict[str, Any]] = {}
-        for name in REGIMES:
-            inside = regimes == name
-            out[name] = {"sample_count": int(inside.sum())}
-            if inside.sum() < MIN_ROWS:
-                out[name]["note"] = f"no claim: {inside.sum()} rows, {MIN_ROWS} needed"
-                continue
-            part = X[inside]
-            said = model.predict_proba(part, regimes[inside]) if isinstance(model, Stack) else model.predict_proba(part)
-            out[name] |= {"accuracy": float((np.asarray(said).argmax(axis=1) == y[inside]).mean()),
-                          "importance": self.get_feature_importance(model, part, feature_names, model_version, name)}
-        return out
 
     def get_top_features_by_regime(self, model_version: str, regime: str | None = None, limit: int = 10) -> list[tuple[str, float, int]]:
         """(feature, importance, rank), as last stored for a version; the stack's where there are any, else boosting's, else the forest's.
@@ -773,14 +719,6 @@ class SHAPAnalyzer:
                 lines.append(f"{row['rank']}. {feature_words(row['feature'], row)} (`{row['feature']}`): {row['importance']:.1%}{sure}")
             lines.append("")
         return "\n".join(lines)
-
-    def get_interactions(self, model: Any, X_test: Any, feature_names: Sequence[str], model_version: str, regime: str | None = None, limit: int = PAIRS) -> pd.DataFrame:
-        """Pairs that the model uses together, strongest first: [component, feature, other, strength, share]."""
-        self._version(model_version)
-        X = rows_of(model, X_test, list(feature_names))
-        if X.empty:
-            raise DataError(f"There are no rows{f' of regime {regime}' if regime else ''} to look for interactions in.")
-        return strongest_pairs(pair_strength(model, X, None if regime is None else [regime] * len(X), self.threads), list(X.columns), component_of(model), limit)
 
     def get_importance_history(self, feature: str, regime: str = "all") -> pd.DataFrame:
         """Share and rank of a feature over versions, oldest first: [model_version, name, as_of, component, regime, importance, rank].
@@ -824,32 +762,115 @@ class SHAPAnalyzer:
                 return part
         raise ConfigError(f"Nothing is stored about {model_version} in regime {regime!r}; there are {', '.join(self._regimes(version))}.")
 
+# %% ../nbs/42_explain.ipynb #f5b0c282
+class SHAPAnalyzer(Importances):
+    """Explains predictions and models, and remembers what mattered in which regime.
+
+    Parameters
+    ----------
+    store, settings : Store, Settings, optional
+        Opened and loaded on first use if none are given; the settings are recorded with rows written by hand.
+    threads : int
+        Changes the time only.
+    """
+
+    def __init__(self, store: "Store | None" = None, settings: Settings | None = None, threads: int = 1) -> None:
+        super().__init__(store)
+        self._settings, self.threads = settings, threads
+        self._rows: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+        self._runs: dict[str, str] = {}
+
+    def explain_prediction(self, model: Any, features: Any, feature_names: Sequence[str], background_data: Any = None, regime: str | None = None) -> dict[str, Any]:
+        """One prediction, split into its parts.
+
+        Parameters
+        ----------
+        model : Stack, RandomForestModel, XGBoostModel or a library's own
+        features : array-like of shape (n_features,), or a frame of one row
+            NaN is allowed.
+        feature_names : sequence of str
+        background_data : DataFrame or ndarray of shape (n_background, n_features), optional
+            With it the values are interventional, without it path-dependent.
+        regime : str, optional
+            For a stack.
+
+        Returns
+        -------
+        dict
+            `shap_values` (n_features, 3) and `base_value` (3,) in the model's `unit` (a stack's: centred log-odds; if its blend knows regimes, the
+            last line is the regime's), `prediction` (class), `probabilities`, `top_features` (10 pairs of name and contribution to the
+            prediction), `positive` and `negative` (5 each), `text`, `engine`, `kind`, `unit`.
+
+        Shapes or names that differ, and more than one row, are a DataError.
+        """
+        names = list(feature_names)
+        X = rows_of(model, features.to_frame().T if isinstance(features, pd.Series) else features, names)
+        if len(X) != 1:
+            raise DataError(f"`features` holds {len(X)} rows; explain_prediction takes one, get_feature_importance takes many.")
+        background = None if background_data is None else rows_of(model, background_data, names)
+        return in_parts(model, X, regime, background, self.threads)
+
+    def get_feature_importance(self, model: Any, X_test: Any, feature_names: Sequence[str], model_version: str, regime: str | None = None) -> dict[str, float]:
+        """Share of each feature, largest first; stored for the version and the regime ("all" if none is named).
+
+        DataError if shapes or names differ or there are fewer than `MIN_ROWS` rows; ConfigError if there is no such version or regime.
+        """
+        if regime not in (None, "all", *REGIMES):
+            raise ConfigError(f"There is no regime {regime!r}; they are {', '.join(REGIMES)}, or None for all rows.")
+        version, scope = self._version(model_version), regime or "all"
+        X = rows_of(model, X_test, list(feature_names))
+        if len(X) < MIN_ROWS:
+            raise DataError(f"{len(X)} rows of regime {scope}; below {MIN_ROWS} nothing is claimed about it.")
+        found = explain_rows(model, X, None if regime in (None, "all") else [regime] * len(X), threads=self.threads)
+        table = importance_table(session_sums(found.values, found.names, np.zeros(len(X)), np.full(len(X), scope)), component_of(model), 1)
+        table = table[table["regime"] == "all"].assign(regime=scope)
+        self._write(version, table, found)
+        return dict(zip(table["feature"], table["importance"].astype(float), strict=True))
+
+    def analyze_by_regime(self, model: Any, X_test: Any, y_test: Any, regimes: Any, feature_names: Sequence[str], model_version: str) -> dict[str, dict[str, Any]]:
+        """Importance and hit rate in each regime.
+
+        Parameters
+        ----------
+        y_test : array-like of int, shape (n,)
+            Class codes.
+        regimes : array-like of str, shape (n,)
+
+        Returns
+        -------
+        dict of str to dict
+            Each regime of `core.REGIMES`: `sample_count`, `accuracy`, `importance` (feature to share, largest first); where there are fewer than
+            `MIN_ROWS` rows, a `note` instead of the last two: no claim.
+        """
+        X, y, regimes = rows_of(model, X_test, list(feature_names)), np.asarray(y_test), np.asarray(regimes, dtype=object)
+        if not len(X) == len(y) == len(regimes):
+            raise DataError(f"X_test has {len(X)} rows, y_test {len(y)}, regimes {len(regimes)}; pass one of each a row.")
+        if strangers := sorted({str(name) for name in regimes} - set(REGIMES)):
+            raise DataError(f"`regimes` holds {strangers[:5]}; the regimes are {list(REGIMES)}.")
+        out: dict[str, dict[str, Any]] = {}
+        for name in REGIMES:
+            inside = regimes == name
+            out[name] = {"sample_count": int(inside.sum())}
+            if inside.sum() < MIN_ROWS:
+                out[name]["note"] = f"no claim: {inside.sum()} rows, {MIN_ROWS} needed"
+                continue
+            part = X[inside]
+            said = model.predict_proba(part, regimes[inside]) if isinstance(model, Stack) else model.predict_proba(part)
+            out[name] |= {"accuracy": float((np.asarray(said).argmax(axis=1) == y[inside]).mean()),
+                          "importance": self.get_feature_importance(model, part, feature_names, model_version, name)}
+        return out
+
+    def get_interactions(self, model: Any, X_test: Any, feature_names: Sequence[str], model_version: str, regime: str | None = None, limit: int = PAIRS) -> pd.DataFrame:
+        """Pairs that the model uses together, strongest first: [component, feature, other, strength, share]."""
+        self._version(model_version)
+        X = rows_of(model, X_test, list(feature_names))
+        if X.empty:
+            raise DataError(f"There are no rows{f' of regime {regime}' if regime else ''} to look for interactions in.")
+        return strongest_pairs(pair_strength(model, X, None if regime is None else [regime] * len(X), self.threads), list(X.columns), component_of(model), limit)
+
     def _write(self, version: str, importance: pd.DataFrame, found: Explained) -> None:
-        """Rows of this analyzer about a version, in one run of their own."""
-        from mltrader import store as db
-        from mltrader.config import load_settings
-
-        component, regime = importance["component"].iloc[0], importance["regime"].iloc[0]
-        facts = {component: {"unit": found.unit, "kind": found.kind, "engine": found.engine}}
-        settings, clock = self._settings or load_settings(), Clock()
-        with self.store.write() as conn:
-            known = db.version_row(conn, version)
-            mine = self._rows.setdefault(version, {})
-            mine[component, regime] = [{**row, "model_version": version} for row in stored_rows(importance, facts, known["feature_set"])]
-            if version not in self._runs:
-                run_id = f"explain_{clock.stamp()}"
-                while db.runs(conn, run_id=run_id):
-                    run_id += "x"  # two within one second
-                db.start_run(conn, run_id, "predict", "explained by hand", 0, settings.model_dump(mode="json"), settings.digest(), clock)
-                db.set_as_of(conn, run_id, known["as_of"])
-                db.finish_run(conn, run_id, "success", clock)
-                self._runs[version] = run_id
-            db.write_rows(conn, self._runs[version], {"shap_analysis": [row for rows in mine.values() for row in rows]})
-
-
-def component_of(model: Any) -> str:
-    """`stack`, `boosting` or `forest`."""
-    return "stack" if isinstance(model, Stack) else "boosting" if unit_of(model) == "log-odds" else "forest"
+        facts = {importance["component"].iloc[0]: {"unit": found.unit, "kind": found.kind, "engine": found.engine}}
+        self._runs[version] = write_by_hand(self.store, self._runs.get(version), self._settings, version, importance, facts, self._rows.setdefault(version, {}))
 
 # %% ../nbs/42_explain.ipynb #30c36535
 def finding(output: TaskOutput) -> str:
@@ -941,8 +962,9 @@ def call_figure(output: TaskOutput) -> "Figure":
     ax.set_yticks(y, named, fontsize=8.5)
     ax.axvline(text["prior"], color=figures.INK, lw=0.8, ls="--")
     ax.axvline(text["proba"], color=figures.INK, lw=0.8)
-    ax.margins(x=0.08)
-    ax.set(xlabel="probability; dashed: the prior", title=f"{text['symbol']} on {text['session']:%Y-%m-%d}: {text['call']} at {text['proba']:.2f}, prior {text['prior']:.2f}")
+    span = [*ends, text["prior"]]
+    ax.set_xlim(min(span) - 0.02, max(span) + 0.05)
+    ax.set(xlabel="probability; dashed: the prior", title=f"{text['symbol']} on {text['session']:%Y-%m-%d}: {text['call']} at {text['proba']:.2f} (prior {text['prior']:.2f}), moved most by {parts['words'][0]}")
     ax.grid(axis="y", visible=False)
     return picture
 
@@ -992,10 +1014,14 @@ def stability(output: TaskOutput, top: int = 15) -> pd.DataFrame:
 
 
 def calls(output: TaskOutput, most: int = 30) -> pd.DataFrame:
-    """The last session's calls in words, the strongest first."""
+    """The last session's calls and what moved them, the farthest from the prior first."""
     texts = output.frames["texts"]
-    order = (texts["proba"] - texts["prior"]).abs().sort_values(ascending=False, kind="stable").index
-    return texts.loc[order, ["symbol", "text"]].head(most).reset_index(drop=True)
+    order = (texts["proba"] - texts["prior"]).abs().sort_values(ascending=False, kind="stable").index[:most]
+    said = [text.removesuffix(".").split(": ", 1) for text in texts.loc[order, "text"]]
+    parts = pd.DataFrame([re.split(r", (?=[+-]\d)", why) for _, why in said])
+    titles = ["moved most by", "then by", *["and by"] * (parts.shape[1] - 3), "and by"][:parts.shape[1]]
+    frame = pd.DataFrame({"symbol": texts.loc[order, "symbol"].to_numpy(), "call": [call for call, _ in said]})
+    return pd.concat([frame, parts.fillna("").set_axis(titles, axis=1)], axis=1)
 
 
 def pairs(output: TaskOutput, most: int = 10) -> pd.DataFrame:

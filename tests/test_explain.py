@@ -160,6 +160,14 @@ def test_another_models_explanation_is_caught(monkeypatch):
         explain.explain_rows(BOOSTING, ROWS)
 
 
+def test_a_model_that_is_fitted_again_is_explained_anew():
+    model = XGBoostModel(BoostingSettings(rounds=5, max_depth=2)).fit(X[:600], Y[:600])
+    first = explain.explain_rows(model, ROWS[:20])
+    assert explain.explainer_of(model) is explain.explainer_of(model)
+    model.fit(X[:600], 2 - Y[:600])
+    assert not np.allclose(explain.explain_rows(model, ROWS[:20]).values, first.values)
+
+
 @pytest.mark.parametrize("shape", [(7, 3, 4), (7, 4), (7, 4, 2), (4, 7, 3)])
 def test_other_layouts_are_refused_not_guessed(shape):
     with pytest.raises(DataError, match="expected"):

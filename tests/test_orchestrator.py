@@ -101,7 +101,8 @@ def test_unchanged_folds_come_from_the_cache(world):
     folds = {task: reports.load_product(world.runs[1]["run_id"], task, world.store)[table]["fold"].nunique() for task, table in tables.items()}
     events = reports.load_product(world.runs[1]["run_id"], "promotion", world.store)["without_event"]["event"].nunique()
     paths = folds["meta"] + 1  # on which the stack earns its place, at every cut-off and at the end
-    assert events > 2 and world.fitted[1] == 2 * folds["boosting"] + folds["meta"] + paths + events  # two candidates
+    boosted, explained = 2 * 2 * folds["boosting"], folds["boosting"]  # two candidates, each with predictions and model; all folds' explanations, as half of each is boosting's
+    assert events > 2 and world.fitted[1] == boosted + folds["meta"] + paths + events + explained
     first, second = (reports.load_product(run["run_id"], "forest", world.store)["out_of_fold"] for run in world.runs[:2])
     assert first.equals(second)
 
@@ -111,7 +112,7 @@ def test_a_leap_day_is_a_session_like_any_other():
     class Inputs(dict):
         _entries = {name: {"content_digest": "d"} for name in ("model", "evaluation", "panel", "samples")}
 
-    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift")}
+    inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift", "explain")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
