@@ -1952,7 +1952,7 @@ def figure(output: TaskOutput) -> "Figure":
     finding = f"{summary['symbols']} symbols{shown}, {summary['rows']:,} bars, {span}; whole bars in {share:.0%}"
     found, worst = summary["quality"], scores["score"].idxmin()
     finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {found['splits']} suspected split(s), {found['bad_ticks']} bad tick(s); "
-                f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}")
+                f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}.")
     figures.headline(picture, "\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]))
     handles = [Patch(color=colors[kind], label=label) for kind, _, label in kinds]
     handles.append(Line2D([], [], ls="", marker="v", ms=7, color=figures.PALETTE[5], label="suspected split or bad tick"))

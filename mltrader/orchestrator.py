@@ -826,13 +826,12 @@ def leading_figure(importance: "pd.DataFrame", top: int = 12) -> "Figure":
     shown = share.loc[leaders]
     picture, ax = figures.new(height=0.9 + 0.3 * len(shown))
     ax.grid(False)
-    ax.imshow(shown.to_numpy(), cmap="Blues", aspect="auto", vmin=0)
-    peak = float(shown.max().max())
+    ax.imshow(shown.to_numpy(), cmap="Blues", aspect="auto", vmin=0, vmax=2 * float(shown.max().max()))  # light enough for dark text everywhere
     for i in range(len(shown)):
         for j, regime in enumerate(order):
             value = shown.iloc[i, j]
             rank = int(share[regime].rank(ascending=False)[shown.index[i]]) if value == value else 0
-            ax.text(j, i, f"{value:.1f} %  (#{rank})" if value == value else "–", ha="center", va="center", color="white" if value > 0.6 * peak else figures.INK)
+            ax.text(j, i, f"{value:.1f} %  (#{rank})" if value == value else "–", ha="center", va="center", color=figures.INK)
     ax.set_xticks(range(len(order)), [name.replace("_", " ") for name in order])
     ax.set_yticks(range(len(shown)), [str(name) for name in shown.index])
     ax.set_xlabel(f"regime (share of {component}'s importance, and rank in that regime)")
