@@ -20,40 +20,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ("Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns")
 NOTE = "<!-- Written by `make docs` from the code; do not edit. -->"
-MEANING = {  # of the settings that stand without a comment in 01_config
-    "run.seed": "of every draw: the same seed gives the same result", "run.threads": "results do not depend on it",
-    "market.provider": "pinned history that installs like a package; your own file; or what `mltrader data sync` fetched",
-    "universe.exclude": "symbols to leave out", "universe.start": "first session",
-    "regimes.vix_low": "VIX points; below it the regime is low_volatility", "regimes.vix_high": "VIX points; from here to `vix_crash` it is high_volatility",
-    "regimes.vix_crash": "VIX points; above it the regime is crash", "regimes.fall_sessions": "sessions over which `fall` is measured",
-    "labels.preset": "seed: fixed barriers; volatility: barriers that widen with the symbol's volatility", "labels.horizon": "sessions from the entry to the vertical barrier",
-    "labels.take_profit": "return at the upper barrier, gross", "labels.stop_loss": "loss at the lower barrier, gross, as a positive number",
-    "labels.volatility_sessions": "sessions of daily returns in the volatility of preset `volatility`",
-    "drift.reference_years": "years of the reference where there is no champion", "drift.threshold": "score from which there is an alarm, if it is significant too",
-    "drift.level": "error probability of the whole check, and of the test of harm",
-    "events.name": "of your choice; other events must not have it", "events.start": "first day", "events.end": "last day", "events.regime": "regime for which it stands",
-    "events.weight": "share of the archive's rows that it gets, relative to the other events'", "events.drift": "drift score above which a rare event is declared",
-    "events.crash_share": "share of symbols in regime crash above which a rare event is declared",
-    "events.drawdown_sessions": "sessions over which the index's highest close is looked for", "events.volatility_sessions": "sessions of the realised volatility",
-    "events.canonical": "the crises known from the start",
-    "replay.mode": "errors: past out-of-fold errors weigh more; double_ensemble: hard but learnable rows do", "memory.window_years": "years of the recent window",
-    "memory.coverage_scales": "distance, in each measure of the market's state, that counts as 1", "memory.regime_targets": "share that each regime shall have of the weight",
-    "memory.regime_weights": "factor of each regime on top", "memory.use_uniqueness": "weigh a row by how little its label shares with its neighbours'",
-    "memory.use_event_weight": "weigh archive rows by their event", "memory.use_regime_target": "weigh towards `regime_targets`", "memory.use_regime_weight": "weigh by `regime_weights`",
-    "memory.target_clip": "least and largest factor that `regime_targets` may give", "splits.first_test_year": "the first year that is predicted out of sample",
-    "splits.bootstrap": "replicates of an interval", "forest.n_estimators": "trees", "forest.min_samples_leaf": "rows that a leaf holds at least",
-    "boosting.rounds": "rounds of boosting, three trees each", "boosting.max_depth": "levels of a tree", "boosting.learning_rate": "share of a tree's answer that is added",
-    "boosting.max_bin": "bins that a feature is cut into", "boosting.subsample": "share of rows that a tree sees", "boosting.colsample_bytree": "share of features that a tree sees",
-    "boosting.min_child_weight": "least sum of second derivatives in a leaf", "boosting.reg_lambda": "ridge penalty on the leaves' values",
-    "tuning.boosting": "likewise, what differs from [boosting]", "meta.blend": "a logit on log-odds, or shares of a common opinion",
-    "explain.boosting_rows": "rows of boosting that are explained", "explain.forest_rows": "rows of the forest that are explained",
-    "promotion.profile": "rules of evidence, or five fixed thresholds", "promotion.regime_margin": "nats by which a regime or sector may be worse", "promotion.max_calibration_error":
-    "mean gap between stated and realised frequencies", "promotion.drift_margin": "score by which the challenger may lie further from the present than the champion",
-    "promotion.required_regimes": "regimes without which there is no promotion, also where they are rare", "promotion.max_pbo": "largest probability of backtest overfitting",
-    "promotion.seed_crash_accuracy": "hit rate in crashes", "promotion.seed_sector_accuracy": "hit rate in the worst sector", "promotion.seed_drift": "drift score",
-    "training.min_drift_for_retrain": "drift score above which a cycle is due, if the loss has risen too", "training.min_samples_for_training": "rows of a training set, at least",
-    "training.max_training_time_hours": "hours after which a cycle is stopped", "training.training_interval_days": "days after which a cycle is due",
-}
 
 
 def title_of(notebook: Path) -> tuple[str, str]:
@@ -183,10 +149,9 @@ def setting_row(key: str, node: ast.AnnAssign, comments: dict[int, str], section
     kind = re.sub(r"Annotated\[(\w+), Field\((.*?)\)\]", r"\1", kind).replace("Literal[", "one of [")
     default = "required" if value is None else f"`{ast.unparse(value)}`"
     found = [comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
-    meaning = found[0] if found else MEANING.get(f"{section}.{key}")
-    if meaning is None:
+    if not found:
         raise SystemExit(f"[{section}] {key} has no meaning: write a comment behind it in nbs/01_config.ipynb, with its unit.")
-    return [f"`{key}`", f"`{kind}`", default, ", ".join(limits) or "", meaning]
+    return [f"`{key}`", f"`{kind}`", default, ", ".join(limits) or "", found[0]]
 
 
 def sections() -> Iterator[tuple[str, ast.ClassDef]]:

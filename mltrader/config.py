@@ -35,8 +35,8 @@ class RunSettings(Section):
     """What concerns a whole run."""
 
     as_of: date | None = None  # last session a run may know; None: the panel's last complete session
-    seed: int = 42
-    threads: int = Field(2, ge=1)
+    seed: int = 42  # of every draw: the same seed gives the same result
+    threads: int = Field(2, ge=1)  # results do not depend on it
     reports: str = "reports"  # folder of the audit reports, relative to the project
     retries_data: int = Field(3, ge=0, le=10)  # further attempts of a step that a vendor failed
     retries_kernel: int = Field(1, ge=0, le=10)  # of a task whose notebook's process died
@@ -46,7 +46,7 @@ class RunSettings(Section):
 class MarketSettings(Section):
     """Where bars come from."""
 
-    provider: Literal["packaged", "csv", "parquet", "yfinance"] = "packaged"
+    provider: Literal["packaged", "csv", "parquet", "yfinance"] = "packaged"  # pinned history that installs like a package; your own file; or what `mltrader data sync` fetched
     path: str | None = None  # long format: symbol,date,open,high,low,close,adj_close,volume
     vix_path: str | None = None  # date,open,high,low,close (or date,close)
     index_path: str | None = None  # date,close
@@ -69,8 +69,8 @@ class UniverseSettings(Section):
 
     symbols: tuple[str, ...] = ()  # empty: all
     sectors: tuple[str, ...] = ()  # empty: all
-    exclude: tuple[str, ...] = ()
-    start: date = date(1990, 1, 1)
+    exclude: tuple[str, ...] = ()  # symbols to leave out
+    start: date = date(1990, 1, 1)  # first session
     members_of: Literal["", "sp500"] = ""  # an index: a symbol takes part while it is a member
 
 # %% ../nbs/01_config.ipynb #a5211eb7
@@ -103,10 +103,10 @@ class RegimeSettings(Section):
     """The regime rule, and the two state models that can stand in for its volatility level."""
 
     method: Literal["rule", "jump", "hmm"] = "rule"  # what says the volatility level: VIX bounds, a jump model, a filtered HMM
-    vix_low: float = 15.0
-    vix_high: float = 25.0
-    vix_crash: float = 35.0
-    fall_sessions: int = Field(10, ge=1)
+    vix_low: float = 15.0  # VIX points; below it the regime is low_volatility
+    vix_high: float = 25.0  # VIX points; from here to `vix_crash` it is high_volatility
+    vix_crash: float = 35.0  # VIX points; above it the regime is crash
+    fall_sessions: int = Field(10, ge=1)  # sessions over which `fall` is measured
     fall: float = Field(-0.15, lt=0)  # return over `fall_sessions` that is a crash
     rise: float = Field(0.10, gt=0)  # rebound from the low that is a recovery
     low_sessions: int = Field(20, ge=1)  # how far back the low is looked for
@@ -139,12 +139,12 @@ class RegimeSettings(Section):
 class LabelSettings(Section):
     """What a trade entered after t is measured by."""
 
-    preset: Literal["seed", "volatility"] = "seed"
-    horizon: int = Field(14, ge=1)
-    take_profit: float = Field(0.10, gt=0)
-    stop_loss: float = Field(0.05, gt=0, lt=1)
+    preset: Literal["seed", "volatility"] = "seed"  # seed: fixed barriers; volatility: barriers that widen with the symbol's volatility
+    horizon: int = Field(14, ge=1)  # sessions from the entry to the vertical barrier
+    take_profit: float = Field(0.10, gt=0)  # return at the upper barrier, gross
+    stop_loss: float = Field(0.05, gt=0, lt=1)  # loss at the lower barrier, gross, as a positive number
     volatility_multiple: float = Field(1.0, gt=0)  # barriers at k times daily volatility times sqrt(horizon)
-    volatility_sessions: int = Field(20, ge=5)
+    volatility_sessions: int = Field(20, ge=5)  # sessions of daily returns in the volatility of preset `volatility`
     cost_bps: float = Field(10.0, ge=0)  # round trip
     min_input_share: float = Field(0.95, gt=0, le=1)  # rows with open (high and low) that turn on entry at the open (touch by high/low)
 
@@ -153,10 +153,10 @@ class DriftSettings(Section):
     """What is compared with what."""
 
     windows: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 20, 60), min_length=1)  # sessions of current data
-    reference_years: float = Field(5.0, gt=0)
+    reference_years: float = Field(5.0, gt=0)  # years of the reference where there is no champion
     permutations: int = Field(60, ge=20)  # windows drawn for the null of the joint test
-    threshold: float = Field(0.15, ge=0, le=1)
-    level: float = Field(0.05, gt=0, lt=1)
+    threshold: float = Field(0.15, ge=0, le=1)  # score from which there is an alarm, if it is significant too
+    level: float = Field(0.05, gt=0, lt=1)  # error probability of the whole check, and of the test of harm
     block_sessions: int = Field(30, ge=1)  # a block of losses in the test of harm; at least twice the horizon of the labels
     harm_blocks: int = Field(8, ge=2)  # latest live blocks that it looks at
     cooldown_sessions: int = Field(60, ge=1)  # below the threshold for so long ends an episode; one retraining an episode
@@ -165,11 +165,11 @@ class DriftSettings(Section):
 class EventDefinition(Section):
     """One rare event of the archive."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    start: date
-    end: date
-    regime: Literal["low_volatility", "normal", "high_volatility", "crash", "recovery"]
-    weight: float = Field(gt=0, le=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")  # of your choice; other events must not have it
+    start: date  # first day
+    end: date  # last day
+    regime: Literal["low_volatility", "normal", "high_volatility", "crash", "recovery"]  # regime for which it stands
+    weight: float = Field(gt=0, le=1)  # share of the archive's rows that it gets, relative to the other events'
 
     @model_validator(mode="after")
     def _in_order(self) -> "EventDefinition":
@@ -200,14 +200,14 @@ class EventSettings(Section):
     preset: Literal["extended", "seed"] = "extended"  # seed: the four criteria alone; extended: the index's fall and volatility as well, which need no VIX
     vix: float = Field(40.0, gt=0)  # the four criteria: closes above it …
     vix_sessions: int = Field(3, ge=1)  # … on so many sessions in a row
-    drift: float = Field(0.25, ge=0, le=1)
-    crash_share: float = Field(0.5, ge=0, le=1)
+    drift: float = Field(0.25, ge=0, le=1)  # drift score above which a rare event is declared
+    crash_share: float = Field(0.5, ge=0, le=1)  # share of symbols in regime crash above which a rare event is declared
     drawdown: float = Field(0.12, gt=0, lt=1)  # preset extended: fall of the index from its highest close of the last sessions
-    drawdown_sessions: int = Field(60, ge=2)
+    drawdown_sessions: int = Field(60, ge=2)  # sessions over which the index's highest close is looked for
     volatility: float = Field(0.30, gt=0)  # preset extended: realised volatility of the index, a year
-    volatility_sessions: int = Field(21, ge=3)
+    volatility_sessions: int = Field(21, ge=3)  # sessions of the realised volatility
     since: date | None = None  # also the crises that were over before the first run, from this day on
-    canonical: tuple[EventDefinition, ...] = CANONICAL_EVENTS
+    canonical: tuple[EventDefinition, ...] = CANONICAL_EVENTS  # the crises known from the start
     extra: tuple[EventDefinition, ...] = ()  # your own events, besides the canonical ones
     aftermath_sessions: int = Field(60, ge=0)  # sessions after an event that are remembered with it: a fall alone teaches that falls go on
 
@@ -227,7 +227,7 @@ class EventSettings(Section):
 class ReplaySettings(Section):
     """Which past errors are learned from again, and how much that may count."""
 
-    mode: Literal["off", "errors", "double_ensemble"] = "off"
+    mode: Literal["off", "errors", "double_ensemble"] = "off"  # errors: past out-of-fold errors weigh more; double_ensemble: hard but learnable rows do
     max_size: int = Field(1000, ge=1, le=100_000)  # errors that the buffer holds
     share: float = Field(0.20, gt=0, le=0.20)  # most of the total weight that replay may take
     cap: float = Field(3.0, ge=1, le=3)  # most that one row's weight may be multiplied by
@@ -240,20 +240,20 @@ STATES: tuple[str, ...] = ("log_vix", "log_volatility", "drawdown")  # what make
 class MemorySettings(Section):
     """What the next model learns from."""
 
-    window_years: float = Field(5.0, gt=0)
+    window_years: float = Field(5.0, gt=0)  # years of the recent window
     mix: Literal["fixed", "coverage", "likeness"] = "fixed"  # archive rows in a fixed share, where the window has few like sessions, or like the present
     archive_share: float = Field(0.40, ge=0, lt=1)  # share of archive rows in the training set, as far as the events known have rows
     coverage_sessions: int = Field(100, ge=1)  # like sessions in the recent window that make an archive row needless
     coverage_radius: float = Field(2.0, gt=0)  # distance, in the scales below, within which two sessions are alike
-    coverage_scales: dict[str, float] = {"log_vix": 0.10, "log_volatility": 0.15, "drawdown": 0.03}
+    coverage_scales: dict[str, float] = {"log_vix": 0.10, "log_volatility": 0.15, "drawdown": 0.03}  # distance, in each measure of the market's state, that counts as 1
     capacity: int = Field(200_000, ge=100)  # most rows of a training set
-    regime_targets: dict[str, float] = dict(zip(REGIMES, (0.20, 0.40, 0.20, 0.10, 0.10), strict=True))
-    regime_weights: dict[str, float] = dict(zip(REGIMES, (0.8, 1.0, 1.3, 2.0, 1.5), strict=True))
-    use_uniqueness: bool = True
-    use_event_weight: bool = True
-    use_regime_target: bool = True
-    use_regime_weight: bool = True
-    target_clip: tuple[float, float] = (0.2, 5.0)
+    regime_targets: dict[str, float] = dict(zip(REGIMES, (0.20, 0.40, 0.20, 0.10, 0.10), strict=True))  # share that each regime shall have of the weight
+    regime_weights: dict[str, float] = dict(zip(REGIMES, (0.8, 1.0, 1.3, 2.0, 1.5), strict=True))  # factor of each regime on top
+    use_uniqueness: bool = True  # weigh a row by how little its label shares with its neighbours'
+    use_event_weight: bool = True  # weigh archive rows by their event
+    use_regime_target: bool = True  # weigh towards `regime_targets`
+    use_regime_weight: bool = True  # weigh by `regime_weights`
+    target_clip: tuple[float, float] = (0.2, 5.0)  # least and largest factor that `regime_targets` may give
 
     @model_validator(mode="after")
     def _all_regimes(self) -> "MemorySettings":
@@ -274,16 +274,16 @@ class MemorySettings(Section):
 class SplitSettings(Section):
     """How the walk-forward steps through the years."""
 
-    first_test_year: int = 1996
+    first_test_year: int = 1996  # the first year that is predicted out of sample
     min_train_rows: int = Field(500, ge=50)  # a fold with fewer is left out
-    bootstrap: int = Field(2000, ge=200)
+    bootstrap: int = Field(2000, ge=200)  # replicates of an interval
 
 # %% ../nbs/01_config.ipynb #8679a350
 class ForestSettings(Section):
     """The random forest."""
 
-    n_estimators: int = Field(200, ge=1)
-    min_samples_leaf: int = Field(20, ge=1)
+    n_estimators: int = Field(200, ge=1)  # trees
+    min_samples_leaf: int = Field(20, ge=1)  # rows that a leaf holds at least
     max_samples: Annotated[float, Field(gt=0, le=1)] | Literal["uniqueness"] = "uniqueness"  # share of the rows a tree draws; the word: the rows' average uniqueness
     max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
     max_bin: int = Field(64, ge=2, le=255)  # bins that a feature is cut into
@@ -292,14 +292,14 @@ class ForestSettings(Section):
 class BoostingSettings(Section):
     """XGBoost."""
 
-    rounds: int = Field(120, ge=1)
-    max_depth: int = Field(4, ge=1)
-    learning_rate: float = Field(0.05, gt=0, le=1)
-    max_bin: int = Field(64, ge=2)
-    subsample: float = Field(0.5, gt=0, le=1)
-    colsample_bytree: float = Field(0.1, gt=0, le=1)
-    min_child_weight: float = Field(20.0, ge=0)
-    reg_lambda: float = Field(5.0, ge=0)
+    rounds: int = Field(120, ge=1)  # rounds of boosting, three trees each
+    max_depth: int = Field(4, ge=1)  # levels of a tree
+    learning_rate: float = Field(0.05, gt=0, le=1)  # share of a tree's answer that is added
+    max_bin: int = Field(64, ge=2)  # bins that a feature is cut into
+    subsample: float = Field(0.5, gt=0, le=1)  # share of rows that a tree sees
+    colsample_bytree: float = Field(0.1, gt=0, le=1)  # share of features that a tree sees
+    min_child_weight: float = Field(20.0, ge=0)  # least sum of second derivatives in a leaf
+    reg_lambda: float = Field(5.0, ge=0)  # ridge penalty on the leaves' values
     max_samples: float = Field(0.33, gt=0, le=1)  # share of the rows that it sees, drawn once: neighbours' labels overlap
     early_stopping: int = Field(0, ge=0)  # rounds without improvement on the tail that end the search for the number of rounds (`rounds` is the most); 0: no search
     tail_sessions: int = Field(252, ge=20)  # the last sessions of the training rows, on which the number of rounds is found
@@ -312,7 +312,7 @@ class TuningSettings(Section):
     """Other settings that a base model may take, chosen by what was known at each cut-off; empty: nothing is tuned."""
 
     forest: tuple[Candidate, ...] = ()  # such as [{min_samples_leaf = 50}]: what differs from [forest]
-    boosting: tuple[Candidate, ...] = ()
+    boosting: tuple[Candidate, ...] = ()  # likewise, what differs from [boosting]
     min_folds: int = Field(3, ge=1)  # past folds with known labels before anything but the section itself is chosen
 
     @model_validator(mode="after")
@@ -327,7 +327,7 @@ class MetaSettings(Section):
     """The stack over forest and boosting."""
 
     min_folds: int = Field(3, ge=1)  # past folds before a stack is fitted
-    blend: Literal["logistic", "nnls"] = "logistic"
+    blend: Literal["logistic", "nnls"] = "logistic"  # a logit on log-odds, or shares of a common opinion
     context: Literal["none", "regime"] = "none"  # whether the blend knows the session's regime
     penalty: float = Field(1.0, gt=0)  # inverse strength of the ridge penalty of the logistic blend
     path_groups: int = Field(8, ge=4)  # groups of sessions, two of them tested at a time, that make the paths on which the stack is judged
@@ -354,7 +354,7 @@ class BacktestSettings(Section):
 class ExplainSettings(Section):
     """What is explained, and how sure it has to be told."""
 
-    every: int = Field(1, ge=1)  # explain the rows of every so-manieth session of a fold; 1: all of them
+    every: int = Field(1, ge=1)  # explain the rows of every n-th session of a fold; 1: of all sessions
     bootstrap: int = Field(400, ge=20)  # replicates behind the intervals of shares and ranks
     interaction_rows: int = Field(128, ge=1)  # rows of the last fold on which pairs of features are measured
 
@@ -362,24 +362,24 @@ class ExplainSettings(Section):
 class PromotionSettings(Section):
     """What a challenger must show."""
 
-    profile: Literal["evidence", "seed"] = "evidence"
+    profile: Literal["evidence", "seed"] = "evidence"  # rules of evidence, or five fixed thresholds
     rules: tuple[str, ...] = ()  # the rules in force, in order; none: those of the profile
     level: float = Field(0.05, gt=0, lt=0.5)  # two-sided error probability of an interval; half of it is the budget of a reign
     looks: int = Field(24, ge=1)  # decisions of a reign that share the budget evenly; later ones get less and less
     margin: float = Field(0.01, ge=0)  # log-loss (nats) by which a model may be worse and still count as non-inferior
-    regime_margin: float = Field(0.02, ge=0)
+    regime_margin: float = Field(0.02, ge=0)  # nats by which a regime or sector may be worse
     regime_floor: float = 0.0  # least gain over the prior (nats) in the worst regime
     max_attribution_drift: float = Field(0.25, gt=0, le=1)  # share of importance that may change its feature before the gate says so; it does not block
-    max_calibration_error: float = Field(0.05, gt=0)
-    drift_margin: float = Field(0.02, ge=0)
+    max_calibration_error: float = Field(0.05, gt=0)  # mean gap between stated and realised frequencies
+    drift_margin: float = Field(0.02, ge=0)  # score by which the challenger may lie further from the present than the champion
     min_blocks: int = Field(6, ge=2)  # independent blocks below which a rule says INSUFFICIENT
-    required_regimes: tuple[str, ...] = ()
+    required_regimes: tuple[str, ...] = ()  # regimes without which there is no promotion, also where they are rare
     min_deflated_sharpe: float = Field(0.95, gt=0, lt=1)  # these two only decide whether a model is tradable
-    max_pbo: float = Field(0.2, gt=0, lt=1)
+    max_pbo: float = Field(0.2, gt=0, lt=1)  # largest probability of backtest overfitting
     seed_accuracy: float = Field(0.65, ge=0, le=1)  # the thresholds of profile `seed`
-    seed_crash_accuracy: float = Field(0.65, ge=0, le=1)
-    seed_sector_accuracy: float = Field(0.55, ge=0, le=1)
-    seed_drift: float = Field(0.20, ge=0, le=1)
+    seed_crash_accuracy: float = Field(0.65, ge=0, le=1)  # hit rate in crashes
+    seed_sector_accuracy: float = Field(0.55, ge=0, le=1)  # hit rate in the worst sector
+    seed_drift: float = Field(0.20, ge=0, le=1)  # drift score
 
     @model_validator(mode="after")
     def _known_regimes(self) -> "PromotionSettings":
@@ -403,10 +403,10 @@ class WatchSettings(Section):
 class TrainingSettings(Section):
     """When a cycle is due, and what it needs."""
 
-    min_drift_for_retrain: float = Field(0.15, ge=0, le=1)
-    min_samples_for_training: int = Field(1000, ge=1)
-    max_training_time_hours: float = Field(4.0, gt=0)
-    training_interval_days: float = Field(7.0, gt=0)
+    min_drift_for_retrain: float = Field(0.15, ge=0, le=1)  # drift score above which a cycle is due, if the loss has risen too
+    min_samples_for_training: int = Field(1000, ge=1)  # rows of a training set, at least
+    max_training_time_hours: float = Field(4.0, gt=0)  # hours after which a cycle is stopped
+    training_interval_days: float = Field(7.0, gt=0)  # days after which a cycle is due
     lease_seconds: float = Field(60.0, ge=5)  # a lease not renewed for so long is lost
 
 # %% ../nbs/01_config.ipynb #f6871f2c

@@ -198,21 +198,13 @@ def test_the_reference_is_what_the_code_says(tmp_path):
 
 
 def test_a_setting_without_meaning_is_refused():
-    """Red team: a new key with neither a comment nor a word about it."""
-    made = reference()
-    made.MEANING = {}
-    with pytest.raises(SystemExit, match="has no meaning"):
-        made.settings_page()
-
-
-def test_no_word_about_a_setting_that_is_gone():
+    """Red team: a new key without a comment."""
     made = reference()
     classes, comments = made.setting_classes()
-    fields = {section: [node, *([classes["EventDefinition"]] if section == "events" else [])] for section, node in made.sections()}
-    known = {f"{section}.{one.target.id}": one for section, nodes in fields.items() for node in nodes for one in node.body if hasattr(one, "target")}
-    stale = [key for key in made.MEANING if key not in known or any(line in comments for line in range(known[key].lineno, known[key].end_lineno + 1))]
-    assert stale == [], "these keys are gone, or have a comment in 01_config now: take them out of MEANING in docs/build_reference.py"
-
+    comments.popitem()
+    made.setting_classes = lambda: (classes, comments)
+    with pytest.raises(SystemExit, match="has no meaning"):
+        made.settings_page()
 
 def test_decisions_are_listed():
     index = (ROOT / "docs" / "adr" / "index.md").read_text(encoding="utf-8")
