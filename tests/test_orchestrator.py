@@ -107,6 +107,25 @@ def test_unchanged_folds_come_from_the_cache(world):
     assert first.equals(second)
 
 
+def test_explanations_are_compared_with_the_champions_and_told(world):
+    from mltrader import cli
+    from mltrader.core import DataError
+    from mltrader.explain import SHAPAnalyzer
+
+    assert rules(world, 0)["attribution"]["status"] == "not applicable"
+    for number in (1, 2):
+        found = rules(world, number)["attribution"]
+        assert found["status"] != "not applicable" and 0 <= found["observed"] <= 1 and not found["blocks"]
+    made = reports.load_product(world.runs[2]["run_id"], "explain", world.store)
+    assert made["drift"]["regime"].iloc[0] == "all" and made["summary"]["champion"].startswith("production_v") and made["history"]["name"].nunique() >= 2
+    assert SHAPAnalyzer(world.store).get_top_features_by_regime("production_v1", None, 3)[0][2] == 1
+    symbol = made["texts"]["symbol"].iloc[0]
+    told = cli._one_call(world.store, symbol, None, None)
+    assert sum(part["contribution"] for part in told["parts"] if part["class"] == told["call"]) == pytest.approx(told["proba"] - told["prior"], abs=1e-6)
+    with pytest.raises(DataError, match=f"there are .*{symbol}"):
+        cli._one_call(world.store, symbol + "X", None, None)
+
+
 def test_a_leap_day_is_a_session_like_any_other():
     """Five years before 29 February there is no such day."""
     class Inputs(dict):
