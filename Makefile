@@ -51,4 +51,4 @@ lint: setup     ## ruff on the exported package and the tests
 	@$(BIN)/ruff check mltrader tests
 
 clean:          ## remove state and reports (asks nothing; history of decisions is lost)
-	rm -rf .mltrader reports/run_* reports/index.html
+	rm -rf .mltrader reports/run_* reports/compare_* reports/index.html
