@@ -470,6 +470,8 @@ class BuildExecutor:
                 begin(task.name)
                 try:
                     with limited(run):
+                        ran = {name: {"status": "ran"} for name, status in statuses.items() if status == "ran"}  # their pages now, so that a run told to stop has little left to do
+                        reports.collect_notebooks(reports.reports_folder(settings) / run.run_id, run.run_id, ran, {name: notebooks[name] for name in ran})
                         persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
                 except (Exception, KeyboardInterrupt) as error:
                     statuses[task.name] = "failed"

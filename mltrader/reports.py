@@ -887,6 +887,7 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
 
     A reused task's notebook is that of the run that made it, and marked so. A failed one is kept, marked `FAILED`. An aborted
     task has none: what lies at its path belongs to an earlier run. `parts` are sections of the summary that the record fills in, not the task.
+    A page that was made when its task ended is not made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for task, source in notebooks.items():
@@ -894,8 +895,11 @@ def collect_notebooks(folder: Path, run_id: str, tasks: Mapping[str, Mapping[str
         if info["status"] == "aborted" or not source.is_file():
             continue
         stem = task + (".FAILED" if info["status"] == "failed" else "")
-        publish(folder / f"{stem}.ipynb", source.read_bytes())
-        publish(folder / f"{stem}.html", task_page(source, task, run_id, tasks, parts).encode())
+        copy, made = folder / f"{stem}.ipynb", folder / f"{stem}.html"
+        if made.is_file() and copy.is_file() and copy.read_bytes() == source.read_bytes() and task != "summary":
+            continue
+        publish(copy, source.read_bytes())
+        publish(made, task_page(source, task, run_id, tasks, parts).encode())
 
 
 def task_page(source: Path, task: str, run_id: str, tasks: Mapping[str, Mapping[str, Any]], parts: Mapping[str, str] | None = None) -> str:
