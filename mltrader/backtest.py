@@ -616,7 +616,7 @@ def figure(output: TaskOutput) -> "Figure":
     if regimes is not None:
         top.add_artist(regimes)
     rates = {curve: 100 * table.loc[("all_years", curve), "return_ann"] for curve in CURVES}
-    top.set(yscale="log", ylabel="growth of 1 (log scale)")
+    figures.growth_axis(top)
     figures.headline(shape, f"After costs the signals earned {rates['strategy']:.1f} % a year, equal weights {rates['equal_weight']:.1f} %, the index {rates['index']:.1f} %")
     bottom.plot(equity["session"], 100 * equity["difference"].cumsum(), color=figures.PALETTE[5])
     bottom.axhline(0, color=figures.MUTED, lw=0.8)

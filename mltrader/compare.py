@@ -247,7 +247,8 @@ def equity_figure(curves: "Mapping[str, pd.DataFrame]") -> "Figure":
         growth = shown["strategy"] / shown["strategy"].iloc[0]
         ax.plot(shown["session"], growth, color=color, ls=style, label=name)
         ends.append(growth.iloc[-1])
-    ax.set(yscale="log", ylabel="growth of 1 (log scale)", xlabel="session", title="After costs, 1 became " + " and ".join(f"{end:.2f}" for end in ends) + f" since {start:%Y-%m-%d}")
+    figures.growth_axis(ax)
+    ax.set(xlabel="session", title="After costs, 1 became " + " and ".join(f"{end:.2f}" for end in ends) + f" since {start:%Y-%m-%d}")
     ax.legend(loc="upper left")
     return picture
 

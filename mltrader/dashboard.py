@@ -763,10 +763,7 @@ def equity_page(source: Source) -> Safe:
         weekly = weeks_of(frame, lines)
         for color, name in zip(figures.PALETTE, lines, strict=False):
             top.plot(weekly["session"], weekly[name], color=color, lw=1.6 if name == "strategy" else 1.0, label=name.replace("_", " "))
-        top.set_yscale("log")
-        top.yaxis.set_major_formatter("{x:g}")  # those of a logarithmic scale are formulas
-        top.yaxis.set_minor_formatter("")
-        top.set_ylabel("wealth, log scale")
+        figures.growth_axis(top)
         top.set_title("Simulated equity after costs, and its drawdown")
         for ax in (top, low):
             figures.shade_regimes(ax, weekly["session"], weekly["market_regime"])

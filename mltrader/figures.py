@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'PAPER', 'PALETTE', 'CLASS_COLORS', 'REGIME_COLORS', 'STATUS_COLORS', 'STYLE', 'Picture',
-           'new', 'headline', 'shade_regimes', 'png', 'Captioned']
+           'new', 'growth_axis', 'headline', 'shade_regimes', 'png', 'Captioned']
 
 # %% ../nbs/05_figures.ipynb #37ab83be
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Picture(Figure):
         """The picture, with its finding; a page may show a single title as text, and cut off `title_share` (of the width) at the top."""
         data, about = png(self), {"alt": self.finding}
         if len(self.titles) == 1:
-            about["title_share"] = round(float((self.bbox.height - self.titles[0].get_window_extent().y0) / self.bbox.width), 4)
+            about["title_share"] = round(float((self.bbox.height - self.titles[0].get_window_extent().y0 + 3) / self.bbox.width), 4)  # an underscore reaches below its box
         return data, about
 
 
@@ -81,6 +81,16 @@ def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, *
     figure = Picture(figsize=(width, height * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, cols, **kwargs)
     return figure, axes
+
+
+def growth_axis(ax: Axes) -> None:
+    """Growth of 1 on a logarithmic scale, with its ticks as plain numbers at 1, 2 and 5 times powers of ten."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    ax.set(yscale="log", ylabel="growth of 1 (log scale)")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter("{x:g}")
 
 
 def headline(figure: Figure, text: str) -> None:

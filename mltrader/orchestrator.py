@@ -798,7 +798,7 @@ def equity_figure(equity: "pd.DataFrame") -> "Figure":
         worst[name] = fall.min()
         top.plot(equity["session"], equity[name], color=color, label=label)
         bottom.plot(equity["session"], fall, color=color, lw=1)
-    top.set(yscale="log", ylabel="growth of 1 (log scale)")
+    figures.growth_axis(top)
     bottom.set(ylabel="drawdown, %", xlabel="session")
     named = {band.get_label(): band for band in bands if not (band.get_label() or "_").startswith("_")}
     top.legend(handles=[*top.get_lines(), *named.values()], loc="upper left", ncols=2)
