@@ -1104,7 +1104,7 @@ def operate_tab(page: Page) -> list[Any]:
     return [page.html(markup("<p>What is asked for here runs as from the command line, in a process of its own, and is recorded.</p>")), pn.Row(token, enter), pn.Row(cycle), pn.Row(version, back, sure, no), *tail]
 
 # %% ../nbs/70_dashboard.ipynb #b7036c35
-POLICY = ("default-src 'none'; script-src 'self' 'nonce-{nonce}'; connect-src 'self' {sockets}; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
+POLICY = ("default-src 'none'; script-src 'self' 'nonce-{nonce}'; connect-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; "
           "frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
 HEADERS = {"X-Frame-Options": "DENY", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
 LOGIN = """<h1>mltrader dashboard</h1><form method=post action=/login><label>Token <input type=password name=token autofocus></label> <button>Look</button></form><p>{said}</p>"""
@@ -1143,7 +1143,7 @@ def _handlers(operator: Operator) -> tuple[type, type, type]:
         """Adds what forbids, and marks the page's own scripts."""
 
         def __init__(self, request: Any) -> None:
-            self.host = request.headers.get("Host", "")
+            pass  # tornado hands it over; nothing here depends on it
 
         def transform_first_chunk(self, status_code: int, headers: Any, chunk: bytes, finishing: bool) -> tuple[int, Any, bytes]:
             for name, value in HEADERS.items():
@@ -1151,7 +1151,7 @@ def _handlers(operator: Operator) -> tuple[type, type, type]:
             headers.pop("Server", None)
             nonce = secrets.token_urlsafe(16)
             if status_code != 101:
-                headers["Content-Security-Policy"] = POLICY.format(nonce=nonce, sockets=f"ws://{self.host} wss://{self.host}" if re.fullmatch(r"[\w.:\[\]-]+", self.host) else "")
+                headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
             if headers.get("Content-Type", "").startswith("text/html"):  # the page holds no data: they come over the websocket
                 chunk = chunk.replace(b"<script", b'<script nonce="' + nonce.encode() + b'"')
                 headers["Content-Length"] = str(len(chunk))
@@ -1209,7 +1209,7 @@ def open_server(settings: Settings, token: str | None = None, clock: Clock | Non
         return pn.Column(made.html(markup("<h1>mltrader</h1>")), made.tabs, sizing_mode="stretch_width")
 
     try:
-        server = get_server(page, port=rule.port, address=rule.address, websocket_origin=["placeholder.invalid"], start=False, show=False, title="mltrader", autoreload=False, admin=False,
+        server = get_server(page, port=rule.port, address=rule.address, websocket_origin=["placeholder.invalid"], start=False, show=False, title="mltrader", autoreload=False, admin=False, location=False,
                             include_headers=[], include_cookies=[], check_unused_sessions_milliseconds=10_000, unused_session_lifetime_milliseconds=60_000)
     except OSError as error:
         raise ConfigError(f"The dashboard cannot listen on {rule.address}:{rule.port} ({error.strerror}); choose another one with --port, or 0 for any that is free.") from error

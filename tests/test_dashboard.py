@@ -366,6 +366,8 @@ def test_the_server_refuses_what_is_foreign(running):
     mine, upgrade = url.rstrip("/"), {"Upgrade": "websocket", "Connection": "Upgrade", "Sec_WebSocket_Key": "x3JJHMbDL1EzLkh9GBhXDw==", "Sec_WebSocket_Version": "13"}
     good = asked(url)
     assert status(good) == 200 and "script-src 'self' 'nonce-" in good and "unsafe-eval" not in good and "X-Frame-Options: DENY" in good and "nosniff" in good
+    other = asked(url, Host=f"[::1]:{mine.rsplit(':', 1)[1]}")  # what a browser says that came over IPv6
+    assert status(other) == 200 and "ws://" not in other.split("\r\n\r\n")[0]
     foreign = [asked(url, Host="evil.example"), asked(url, Host="evil.example", path="/static/js/bokeh.min.js"), asked(url, Origin="http://evil.example"), asked(url, "/ws", **upgrade),
                asked(url, "/ws", Origin="http://evil.example", **upgrade), asked(url, "/ws", Origin=mine, Host="evil.example", **upgrade), asked(url, "/login", "POST", "token=x")]
     assert [status(answer) for answer in foreign] == [403] * 7
