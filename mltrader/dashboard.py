@@ -98,7 +98,10 @@ def refusal(hosts: frozenset[str], method: str, path: str, query: str, headers: 
         return 404, "There is nothing here."
     if method not in ("GET", "HEAD") and (method, path) != ("POST", "/login"):
         return 405, "The dashboard is read with GET."
-    if int(headers.get("Content-Length") or 0) > 1000:
+    size = headers.get("Content-Length") or "0"
+    if not re.fullmatch(r"[0-9]+", size) or headers.get("Transfer-Encoding"):
+        return 400, "A request says its length as one number (Content-Length), and comes in one piece."
+    if len(size) > 4 or int(size) > 1000:
         return 413, "That is too much."
     return None
 
@@ -1210,7 +1213,7 @@ def open_server(settings: Settings, token: str | None = None, clock: Clock | Non
 
     try:
         server = get_server(page, port=rule.port, address=rule.address, websocket_origin=["placeholder.invalid"], start=False, show=False, title="mltrader", autoreload=False, admin=False, location=False,
-                            include_headers=[], include_cookies=[], check_unused_sessions_milliseconds=10_000, unused_session_lifetime_milliseconds=60_000)
+                            include_headers=[], include_cookies=[], http_server_kwargs={"max_body_size": 10_000}, check_unused_sessions_milliseconds=10_000, unused_session_lifetime_milliseconds=60_000)
     except OSError as error:
         raise ConfigError(f"The dashboard cannot listen on {rule.address}:{rule.port} ({error.strerror}); choose another one with --port, or 0 for any that is free.") from error
     hosts = known_hosts(rule, server.port)

@@ -373,6 +373,11 @@ def test_the_server_refuses_what_is_foreign(running):
     assert [status(answer) for answer in foreign] == [403] * 7
     assert [status(asked(url, path)) for path in ("/autoload.js", "/metadata", "/components/mltrader/x", "/admin", "/rest/session_info", "/?bokeh-session-id=a", "/static/../../etc/passwd")] == [404] * 7
     assert status(asked(url, "/", "POST", "x", Origin=mine)) == 405
+    odd = [asked(url, Content_Length="abc"), asked(url, Content_Length="1, 2"), asked(url, Content_Length="9" * 5000)]
+    assert [status(answer) for answer in odd] == [400] * 3
+    with socket.create_connection(("127.0.0.1", int(mine.rsplit(":", 1)[1])), timeout=10) as wire:  # one that never ends is not listened to
+        wire.sendall(f"GET / HTTP/1.1\r\nHost: {mine[7:]}\r\nTransfer-Encoding: chunked\r\n\r\n4e20\r\n".encode() + b"x" * 20_000)
+        assert status(wire.recv(100).decode()) == 400
 
 
 def test_others_look_only_with_the_token(source):
