@@ -27,7 +27,6 @@ import subprocess
 import sys
 import threading
 from base64 import b64encode
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,10 +117,14 @@ def token_of(environment: Mapping[str, str]) -> str | None:
     ConfigError
         If it is short enough to be guessed. The message does not repeat it.
     """
-    token = environment.get(DASHBOARD_TOKEN, "")
+    token = environment.get(DASHBOARD_TOKEN, "").strip()
     if token and len(token) < 16:
         raise ConfigError(f"{DASHBOARD_TOKEN} is too short: {HOW_TO_TOKEN}.")
     return token or None
+
+
+def _hash(text: str) -> str:
+    return digest_bytes(text.encode(errors="surrogatepass"))  # half a character is a wrong token, not an error
 
 
 @dataclass
@@ -131,7 +134,9 @@ class Doorman:
     Attributes
     ----------
     patience : int
-        Wrong tokens within `seconds` after which none is looked at.
+        Wrong tokens from one address within `seconds` after which none from there is looked at.
+    wrong : dict
+        When wrong ones came, by address.
     viewers : dict
         Hashes of the cookies of those who may look, with the instant at which each ends.
     """
@@ -140,30 +145,30 @@ class Doorman:
     clock: Clock = field(default_factory=Clock)
     patience: int = 5
     seconds: float = 60.0
-    wrong: deque[datetime] = field(default_factory=deque)
+    wrong: dict[str, list[datetime]] = field(default_factory=dict)
     viewers: dict[str, datetime] = field(default_factory=dict)
 
-    def admit(self, said: str) -> str:
-        """`right`, `wrong`, or `wait`: too many wrong ones, it was not looked at."""
+    def admit(self, said: str, origin: str = "") -> str:
+        """`right`, `wrong`, or `wait`: too many wrong ones from `origin`, it was not looked at."""
         now = self.clock.now()
-        while self.wrong and self.wrong[0] <= now - timedelta(seconds=self.seconds):
-            self.wrong.popleft()
-        if len(self.wrong) >= self.patience:
+        recent = {who: [at for at in times if at > now - timedelta(seconds=self.seconds)] for who, times in self.wrong.items()}
+        self.wrong = {who: times for who, times in recent.items() if times}
+        if len(self.wrong.get(origin, ())) >= self.patience:
             return "wait"
-        if self.token is not None and hmac.compare_digest(digest_bytes(said.encode()), digest_bytes(self.token.encode())):
+        if self.token is not None and hmac.compare_digest(_hash(said.strip()), _hash(self.token)):
             return "right"
-        self.wrong.append(now)
+        self.wrong.setdefault(origin, []).append(now)
         return "wrong"
 
     def let_in(self) -> str:
         """A cookie for somebody who may look from now on, for twelve hours."""
         cookie, now = secrets.token_urlsafe(32), self.clock.now()
-        self.viewers = {key: until for key, until in self.viewers.items() if until > now} | {digest_bytes(cookie.encode()): now + timedelta(hours=12)}
+        self.viewers = {key: until for key, until in self.viewers.items() if until > now} | {_hash(cookie): now + timedelta(hours=12)}
         return cookie
 
     def knows(self, cookie: str | None) -> bool:
         """Whether a cookie was given out, and has not ended."""
-        until = self.viewers.get(digest_bytes((cookie or "").encode()))
+        until = self.viewers.get(_hash(cookie or ""))
         return until is not None and until > self.clock.now()
 
 # %% ../nbs/70_dashboard.ipynb #69c64c44
@@ -832,7 +837,7 @@ class Operator:
 
     def unlock(self, said: str, origin: str, what: str = "unlock") -> tuple[bool, str]:
         """Whether `said` is the token, and what to say; on record either way, as long as there is patience."""
-        answer = self.door.admit(said)
+        answer = self.door.admit(said, origin)
         if answer == "wait":
             return False, f"Too many wrong tokens; wait {self.door.seconds:.0f} seconds."
         self.record(what, {}, origin, *(("done", None) if answer == "right" else ("refused", "wrong token")))
@@ -1170,6 +1175,8 @@ def guard(application: Any, hosts: frozenset[str], operator: Operator, viewers_n
 
     def find_handler(request: Any, **kwargs: Any) -> Any:
         fault = refusal(hosts, request.method, request.path, request.query, request.headers)
+        if fault is None and request.path == "/login" and not viewers_need_token:
+            fault = 404, "There is nothing here."
         if fault is None and request.path == "/login":
             return application.get_handler_delegate(request, login, {})
         if fault is None and viewers_need_token:

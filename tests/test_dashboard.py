@@ -274,6 +274,15 @@ def test_the_token_is_no_setting_and_in_no_log(home):
     assert TOKEN not in load_settings(Path(os.devnull), environment).model_dump_json() and log.scrub(f"said {TOKEN}", environment) == "said ***"
 
 
+def test_a_wrong_token_keeps_nobody_else_waiting():
+    door = dashboard.Doorman(dashboard.token_of({"MLTRADER_DASHBOARD_TOKEN": f"{TOKEN} "}), Clock(NOON))
+    assert [door.admit("\ud800", "192.0.2.1") for _ in range(6)] == ["wrong"] * 5 + ["wait"]  # a form can send half a character
+    assert [door.admit(said, "127.0.0.1") for said in (TOKEN, f"{TOKEN} ")] == ["right"] * 2 and door.admit(TOKEN, "192.0.2.1") == "wait"
+    assert door.knows("\ud800") is False
+    door.clock = Clock(NOON + timedelta(minutes=2))
+    assert door.admit(TOKEN, "192.0.2.1") == "right" and not door.wrong
+
+
 def test_presses_are_recorded_before_and_after(source, monkeypatch):
     """Wrong tokens, a missing one, a run in progress, a version that never was, a child that fails: nothing begins, and each is on record."""
     operator = dashboard.Operator(source, dashboard.Doorman(TOKEN, source.clock))
@@ -373,6 +382,7 @@ def test_the_server_refuses_what_is_foreign(running):
     assert [status(answer) for answer in foreign] == [403] * 7
     assert [status(asked(url, path)) for path in ("/autoload.js", "/metadata", "/components/mltrader/x", "/admin", "/rest/session_info", "/?bokeh-session-id=a", "/static/../../etc/passwd")] == [404] * 7
     assert status(asked(url, "/", "POST", "x", Origin=mine)) == 405
+    assert status(asked(url, "/login", "POST", "token=x", Origin=mine)) == 404  # nobody needs it here
     odd = [asked(url, Content_Length="abc"), asked(url, Content_Length="1, 2"), asked(url, Content_Length="9" * 5000)]
     assert [status(answer) for answer in odd] == [400] * 3
     with socket.create_connection(("127.0.0.1", int(mine.rsplit(":", 1)[1])), timeout=10) as wire:  # one that never ends is not listened to
