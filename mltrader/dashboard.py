@@ -827,12 +827,18 @@ class Operator:
     def __init__(self, source: Source, door: Doorman) -> None:
         self.source, self.door, self.child, self._lock = source, door, None, threading.Lock()
 
-    def record(self, action: str, parameters: Mapping[str, Any], origin: str, outcome: str = "started", message: str | None = None) -> int | None:
-        """Write an action; None where there is no store to write it into."""
-        if not self.source.exists:
+    def record(self, action: str, parameters: Mapping[str, Any], origin: str, outcome: str = "started", message: str | None = None, create: bool = False) -> int | None:
+        """Write an action; None where there is no store to write it into. Who has the token gets one (`create`), so that whatever is begun is on record.
+
+        Raises
+        ------
+        ConfigError, IntegrityError
+            If the store cannot be made, or not be written.
+        """
+        if not create and not self.source.exists:
             log.event("dashboard", f"{action}: {outcome}", level="info" if outcome in ("started", "done") else "warning", origin=origin, reason=message)
             return None
-        with Store(self.source.url, create=False).write() as conn:
+        with Store(self.source.url, create=create).write() as conn:
             return db.add_action(conn, action, parameters, origin, self.source.clock, outcome, message)
 
     def unlock(self, said: str, origin: str, what: str = "unlock") -> tuple[bool, str]:
@@ -840,7 +846,7 @@ class Operator:
         answer = self.door.admit(said, origin)
         if answer == "wait":
             return False, f"Too many wrong tokens; wait {self.door.seconds:.0f} seconds."
-        self.record(what, {}, origin, *(("done", None) if answer == "right" else ("refused", "wrong token")))
+        self.record(what, {}, origin, *(("done", None) if answer == "right" else ("refused", "wrong token")), create=answer == "right")
         return answer == "right", "The buttons are open for this page." if answer == "right" else "That is not the token. This was recorded."
 
     def press(self, action: str, parameters: Mapping[str, Any], origin: str, unlocked: bool) -> str:
@@ -850,7 +856,7 @@ class Operator:
             if fault:
                 self.record(action, parameters, origin, "refused", fault)
                 return fault
-            row = self.record(action, parameters, origin)
+            row = self.record(action, parameters, origin, create=True)
             extra = [parameters["version"]] if action == "rollback" else []
             environment = {name: value for name, value in os.environ.items() if name != DASHBOARD_TOKEN and not name.startswith("BOKEH_")}
             out, err = TemporaryFile(), TemporaryFile()  # not pipes: the child outlives this process

@@ -313,6 +313,21 @@ def test_presses_are_recorded_before_and_after(source, monkeypatch):
     assert nobody.press("cycle", {}, "here", True) == "Enter the token first."
 
 
+def test_the_first_press_of_an_empty_home_is_on_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    empty = dashboard.Source(load_settings(Path(os.devnull), {}), Clock(NOON), f"sqlite:///{tmp_path}/new/store.db")
+    operator = dashboard.Operator(empty, dashboard.Doorman(TOKEN, empty.clock))
+
+    def begun(*_, **__):
+        assert empty.read(db.actions, 1)[0]["action"] == "cycle"  # before it begins
+        raise OSError(8, "no such program")
+
+    monkeypatch.setattr(dashboard.subprocess, "Popen", begun)
+    assert not operator.unlock("wrong", "here")[0] and "token first" in operator.press("cycle", {}, "here", False) and not empty.exists  # nothing is made for a stranger
+    assert operator.unlock(TOKEN, "here")[0] and "could not be started" in operator.press("cycle", {}, "here", True)
+    assert [(row["action"], row["outcome"]) for row in empty.read(db.actions)] == [("cycle", "failed"), ("unlock", "done")]
+
+
 def test_help_does_not_wait_for_panel_and_a_missing_one_is_named(monkeypatch):
     code = "import sys; sys.argv = ['mltrader', '--help']\nfrom mltrader.cli import main\ntry: main()\nexcept SystemExit: pass\nassert not {'panel', 'bokeh', 'tornado'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
