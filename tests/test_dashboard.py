@@ -328,6 +328,29 @@ def test_the_first_press_of_an_empty_home_is_on_record(tmp_path, monkeypatch):
     assert [(row["action"], row["outcome"]) for row in empty.read(db.actions)] == [("cycle", "failed"), ("unlock", "done")]
 
 
+def test_a_broken_and_a_busy_store_are_words(source, tmp_path, monkeypatch):
+    """Nothing that cannot be recorded is done; every page says why it is empty."""
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    monkeypatch.setattr(dashboard.subprocess, "Popen", lambda *_, **__: pytest.fail("begun"))
+    (tmp_path / "mltrader.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    broken = dashboard.Source(source.settings, source.clock, f"sqlite:///{tmp_path}/mltrader.db")
+    operator = dashboard.Operator(broken, dashboard.Doorman(TOKEN, source.clock))
+    page = dashboard.Page(broken, operator)
+    for at in range(len(dashboard.TABS)):
+        page.show(at)
+        assert "cannot be used" in page.panes[at].objects[0].object, dashboard.TABS[at]
+    answers = [operator.unlock("wrong", "here"), operator.unlock(TOKEN, "here"), (False, operator.press("cycle", {}, "here", True))]
+    assert all("cannot be used" in text and not right for right, text in answers)
+    operator._settle(1, "done", "the child of a store that broke meanwhile", None)
+    monkeypatch.setattr(dashboard, "BUSY_SECONDS", 0.05)
+    operator, writer = dashboard.Operator(source, dashboard.Doorman(TOKEN, source.clock)), Store(source.url)
+    with writer.write():
+        began = time.monotonic()
+        assert "another process is busy" in operator.unlock(TOKEN, "here")[1] and "another process is busy" in operator.press("cycle", {}, "here", True)
+        assert time.monotonic() - began < 10
+    assert operator.unlock(TOKEN, "here")[0]
+
+
 def test_help_does_not_wait_for_panel_and_a_missing_one_is_named(monkeypatch):
     code = "import sys; sys.argv = ['mltrader', '--help']\nfrom mltrader.cli import main\ntry: main()\nexcept SystemExit: pass\nassert not {'panel', 'bokeh', 'tornado'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
