@@ -51,13 +51,13 @@ def frames_of(names):
     history = pd.concat([importance.assign(model_version=v, name=v, as_of=pd.Timestamp(d)) for v, d in ((names[0], "2021-12-28"), (names[1], "2022-12-28"))], ignore_index=True)
     latest = pd.DataFrame([{"session": pd.Timestamp(DAY), "symbol": s, "class": c, "feature": f, "value": 1.0, "percentile": 93.0, "contribution": 0.1 - i / 50}
                            for s in names for c in CLASSES for i, f in enumerate(features[:3])])
-    summary = {"first_session": names[2], "last_session": names[3], "cost_bps": 10.0, "index": names[4], "tradable_edge_ann": -0.02, "low": -0.05, "high": 0.01, "survivorship": names[5]}
+    summary = {"first_session": names[2], "last_session": names[3], "cost_bps": 10.0, "slippage_bps": 5.0, "borrow_bps": 50.0, "index": names[4], "components": {"forest": {"rows": 143366, "first_session": "1999-01-04", "last_session": "2022-12-28"}}, "tradable_edge_ann": -0.02, "low": -0.05, "high": 0.01, "survivorship": names[5]}
     return {
         "market": {"sectors": pd.DataFrame({"symbol": names, "sector": names[::-1]}), "summary": summary},
         "backtest": {"equity": equity, "performance": pd.DataFrame([{"period": n, "portfolio": n, "return_ann": 0.1} for n in names]), "summary": summary},
         "sectors": {"summary": summary},
         "explain": {"importance": importance, "history": history, "latest": latest, "texts": pd.DataFrame({"session": pd.Timestamp(DAY), "symbol": names, "text": [f"BUY 0.61: {n}" for n in names]}),
-                    "interactions": pd.DataFrame({"component": "forest", "feature": names, "other": names[::-1], "strength": 0.1, "share": 0.01})},
+                    "interactions": pd.DataFrame({"component": "forest", "feature": names, "other": names[::-1], "strength": 0.1, "share": 0.01}), "summary": summary},
     }
 
 
@@ -68,7 +68,7 @@ def rows_of(names):
         "model_predictions": [{"session": DAY, "symbol": n, "regime": n, **probability, "prediction": CLASSES[i % 3], "abstain": i % 4 == 0, "role": "candidate"} for i, n in enumerate(names)],
         "sector_performance": [{"sector": n, "regime": r, "symbol": "all", "gain": 0.1 if r == "crash" else -0.1, "gain_low": 0.0, "gain_high": 0.2, "verdict": names[0], "n_rows": 9, "n_sessions": 3}
                                for n in names for r in ("all", *REGIMES)],
-        "drift_monitoring": [{"session": DAY, "drift_type": n, "window": 20, "score": 0.3, "p_value": 0.01, "detected": i == 0} for i, n in enumerate(names)],
+        "drift_monitoring": [{"session": DAY, "drift_type": n, "window": 20, "score": None if i % 3 == 2 else 0.3, "p_value": 0.01, "detected": i == 0} for i, n in enumerate(names)],
         "dynamic_events": [{"event_name": n, "state": n, "start_date": DAY, "end_date": DAY, "trained_by": n} for n in names],
     }
 
@@ -242,6 +242,15 @@ def test_what_is_shown_is_what_is_stored(source):
         with Store(source.url).write() as conn:
             db.finish_run(conn, "run_9", "failed", source.clock)
             db.release_lease(conn, token)
+
+
+def test_pages_say_on_what_their_numbers_rest(source):
+    text = {name: BeautifulSoup(html, "html.parser").get_text() for name, html in pages(source).items()}
+    silent = len(PAYLOADS) // 3
+    assert f"1 alarm among {len(PAYLOADS) - silent} checks" in text["drift"] and f"{silent} more could not judge" in text["drift"] and text["drift"].count("insufficient") >= silent
+    assert "143,366 rows out of sample, 1999-01-04 to 2022-12-28" in text["why"]
+    assert "10 bps of commission and spread a unit traded, one way · 5 bps of slippage on top · 50 bps a year to borrow" in text["equity"] and "+10.0%" in text["equity"]
+    assert "neither better nor worse" in text["where"]
 
 
 def test_an_empty_home_says_what_to_run(tmp_path):
