@@ -933,9 +933,15 @@ class Operator:
                 file.seek(0)
                 texts.append(file.read()[-200_000:].decode(errors="replace"))
         outcome, message, run_id = outcome_of(code, *texts)
-        if action == "rollback" and outcome == "done":
-            run_id = (self.source.read(db.runs, 1, kind="rollback") or [{}])[0].get("id")
-        self._settle(row, outcome, message, run_id)
+        self._settle(row, outcome, message, run_id or self._run_of(child.pid))
+
+    def _run_of(self, process: int) -> str | None:
+        """The run that a process was the last to open; None if another one has opened a run since, or the store cannot be read."""
+        try:
+            lease = self.source.read(db.current_lease, self.source.clock)
+            return next((run["id"] for run in self.source.read(db.runs, 1) if lease and lease["pid"] == process and run["token"] == lease["token"]), None)
+        except MltraderError:
+            return None
 
     def _settle(self, row: int | None, outcome: str, message: str, run_id: str | None) -> None:
         log.event("dashboard", f"{outcome}: {message}", level="info" if outcome == "done" else "warning", run_id=run_id)

@@ -322,6 +322,16 @@ def test_presses_are_recorded_before_and_after(source, monkeypatch):
     assert nobody.press("cycle", {}, "here", True) == "Enter the token first."
 
 
+def test_a_press_is_credited_with_its_own_run(source):
+    operator = dashboard.Operator(source, dashboard.Doorman(TOKEN, source.clock))
+    with Store(source.url).write() as conn:
+        token = db.take_lease(conn, "run_mine", 60, source.clock)
+        db.start_run(conn, "run_mine", "rollback", "test", token, {}, "d", source.clock)
+        db.finish_run(conn, "run_mine", "success", source.clock)
+        db.release_lease(conn, token)
+    assert operator._run_of(os.getpid()) == "run_mine" and operator._run_of(1) is None
+
+
 def test_the_first_press_of_an_empty_home_is_on_record(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
     empty = dashboard.Source(load_settings(Path(os.devnull), {}), Clock(NOON), f"sqlite:///{tmp_path}/new/store.db")
