@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -269,6 +270,16 @@ def test_only_known_hosts(host, rest):
     hosts = dashboard.known_hosts(DashboardSettings(), 5006)
     refused = dashboard.refusal(hosts, "GET", "/", "", {"Host": host + rest})
     assert (refused is None) == ((host + rest).lower() in {"127.0.0.1:5006", "localhost:5006", "[::1]:5006"})
+
+
+def test_an_ipv6_name_is_no_port_and_no_path_is_quoted():
+    def server(host):
+        return SimpleNamespace(address="::", port=5006, source=SimpleNamespace(settings=SimpleNamespace(dashboard=DashboardSettings(hosts=(host,)))))
+
+    names = dashboard.known_hosts(DashboardSettings(hosts=("2001:db8::1", "[2001:db8::2]:8443", "trader.example", "trader.example:81")), 5006)
+    assert names - dashboard.known_hosts(DashboardSettings(), 5006) == {"[2001:db8::1]", "[2001:db8::1]:5006", "[2001:db8::2]:8443", "trader.example", "trader.example:5006", "trader.example:81"}
+    assert [dashboard.address_of(server(host)) for host in ("trader.example", "trader.example:81", "2001:db8::1")] == ["http://trader.example:5006/", "http://trader.example:81/", "http://[2001:db8::1]:5006/"]
+    assert [dashboard.refusal(names, "GET", f"/static/js/{path}", "", {"Host": "trader.example"}) is None for path in ("bokeh.min.js", "%00", "%2e%2e/x", "é")] == [True] + [False] * 3
 
 
 def test_others_need_a_token_to_look():
