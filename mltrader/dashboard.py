@@ -51,7 +51,7 @@ from .store import MIGRATIONS, Store
 
 # %% ../nbs/70_dashboard.ipynb #0df81a71
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-PATHS = re.compile(r"/|/ws|/favicon\.ico|/login|/static/[\w./@^~+-]+", re.ASCII)  # all that the page asks for; nothing here runs code
+PATHS = re.compile(r"/|/ws|/favicon\.ico|/login|/static/(?:[\w./@^~+-]|%40|%5[Ee])+", re.ASCII)  # all that the page asks for; nothing here runs code
 COOKIE = "mltrader_viewer"
 
 
@@ -224,7 +224,7 @@ def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str
     kind = ["num" if n else "text wrap" if max((len(line[i]) for line in cells if not isinstance(line[i], Safe)), default=0) > 40 else "text" for i, n in enumerate(number)]
     head = joined([markup("<th class='{k}'>{t}</th>", k=k, t=title) for k, title in zip(kind, columns.values(), strict=True)])
     body = joined([markup("<tr>{cells}</tr>", cells=joined([markup("<td class='{k}'>{c}</td>", k=k, c=cell) for k, cell in zip(kind, line, strict=True)])) for line in cells])
-    return markup("<table class=dataframe><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", head=head, body=body)
+    return markup("<div class=table><table class=dataframe><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>", head=head, body=body)
 
 # %% ../nbs/70_dashboard.ipynb #43376466
 BADGES = {"passed": "#00795a", "better": "#00795a", "done": "#00795a", "failed": "#c24e00", "worse": "#c24e00", "refused": "#c24e00", "insufficient": "#8a5a00", "unclear": "#8a5a00",
@@ -274,7 +274,8 @@ def drawing() -> Iterator[None]:
 
 def picture(figure: Any, text: str) -> Safe:
     """A figure inside the page, with what it shows in words."""
-    return markup("<img alt='{text}' src='data:image/png;base64,{data}'>", text=text, data=b64encode(figures.png(figure)).decode())
+    data = figures.png(figure)
+    return markup("<div class=picture style='max-width:{w}px'><img alt='{text}' src='data:image/png;base64,{data}'></div>", w=int.from_bytes(data[16:20], "big"), text=text, data=b64encode(data).decode())
 
 # %% ../nbs/70_dashboard.ipynb #8dfb167d
 NO_STORE = "There is no store to read."
@@ -755,7 +756,7 @@ def heat_map(cells: pd.DataFrame) -> Safe:
 
     head = joined([markup("<th>{c}</th>", c=name.replace("_", " ")) for name in columns])
     body = joined([markup("<tr><th>{s}</th>{cells}</tr>", s=sector, cells=joined([cell(found.get((sector, name))) for name in columns])) for sector in sectors])
-    return markup("<table class=heatmap><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>", head=head, body=body)
+    return markup("<div class=table><table class=heatmap><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>", head=head, body=body)
 
 
 def where_page(source: Source) -> Safe:

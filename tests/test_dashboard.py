@@ -557,6 +557,16 @@ def test_chromium_opens_every_page_and_presses_the_buttons(home, running):
             tab.get_by_text(words).first.wait_for()
             assert tab.evaluate(DEEP) == {"ran": 0, "bad": []}, name
 
+        # a narrow window in the dark: tables scroll inside the page, pictures are not white
+        tab.set_viewport_size({"width": 800, "height": 900})
+        tab.emulate_media(color_scheme="dark")
+        for name in ("Champion", "Equity"):
+            tab.locator(".bk-tab", has_text=name).click()
+            expect(tab.locator(".picture img").first).to_have_css("filter", "invert(1) hue-rotate(180deg)")
+            tab.get_by_text(shows[name]).first.wait_for()
+            assert tab.evaluate("document.documentElement.scrollWidth") <= 800 and tab.locator("table.dataframe").count() == tab.locator(".table > table.dataframe").count() > 0, name
+        tab.set_viewport_size({"width": 1300, "height": 1000})
+
         # a row, found by a filter, and why
         tab.locator(".bk-tab", has_text="Predictions").click()
         tab.get_by_label("Symbol contains").fill("onstart")
