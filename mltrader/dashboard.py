@@ -11,9 +11,9 @@ __all__ = ['LOOPBACK', 'PATHS', 'COOKIE', 'WITH_PORT', 'HOW_TO_TOKEN', 'BADGES',
            'predictions', 'explanation', 'log_lines', 'progress_words', 'verdict_words', 'now_page', 'timeline',
            'lines_picture', 'champion_page', 'gate_table', 'importance_table', 'regimes_table', 'history_part',
            'why_page', 'drift_part', 'events_part', 'watch_part', 'drift_page', 'prediction_words', 'explanation_html',
-           'heat_map', 'where_page', 'weeks_of', 'equity_page', 'outcome_of', 'Operator', 'actions_table',
-           'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard', 'open_server',
-           'address_of', 'serve']
+           'heat_map', 'where_page', 'weeks_of', 'equity_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator',
+           'actions_table', 'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard',
+           'open_server', 'address_of', 'serve']
 
 # %% ../nbs/70_dashboard.ipynb #bba6cc9d
 import hmac
@@ -850,6 +850,47 @@ def _unrecorded(what: str, error: MltraderError) -> str:
     return f"Nothing was done, as it cannot be recorded. {error}"
 
 
+def record(source: Source, action: str, parameters: Mapping[str, Any], origin: str, outcome: str = "started", message: str | None = None, create: bool = False) -> int | None:
+    """Write an action; None where there is no store to write it into. Who has the token gets one (`create`), so that whatever is begun is on record.
+
+    Raises
+    ------
+    ConfigError, IntegrityError
+        If the store cannot be made, or not be written.
+    """
+    if not create and not source.exists:
+        log.event("dashboard", f"{action}: {outcome}", level="info" if outcome in ("started", "done") else "warning", origin=origin, reason=message)
+        return None
+    store = Store(source.url, create=create)
+    if store.engine.dialect.name == "sqlite":
+        store.engine.dispose()  # its connections wait for half a minute
+        db.sa.event.listen(store.engine, "connect", lambda connection, _: connection.execute(f"PRAGMA busy_timeout={1000 * BUSY_SECONDS:.0f}"))
+    with store.write() as conn:
+        return db.add_action(conn, action, parameters, origin, source.clock, outcome, message)
+
+
+def run_of(source: Source, process: int) -> str | None:
+    """The run that a process was the last to open; None if another one has opened a run since, or the store cannot be read."""
+    try:
+        lease = source.read(db.current_lease, source.clock)
+        return next((run["id"] for run in source.read(db.runs, 1) if lease and lease["pid"] == process and run["token"] == lease["token"]), None)
+    except MltraderError:
+        return None
+
+
+def settle(source: Source, row: int | None, outcome: str, message: str, run_id: str | None) -> None:
+    """Write how an action ended; into the log alone if the store cannot take it."""
+    log.event("dashboard", f"{outcome}: {message}", level="info" if outcome == "done" else "warning", run_id=run_id)
+    if row is None:
+        return
+    try:
+        with Store(source.url, create=False).write() as conn:
+            known = bool(run_id and db.runs(conn, run_id=run_id))
+            db.settle_action(conn, row, outcome, message, run_id if known else None)
+    except MltraderError as error:
+        _unrecorded("the end of an action", error)
+
+# %% ../nbs/70_dashboard.ipynb #80832276
 class Operator:
     """Does what is asked for by hand, and keeps the record.
 
@@ -864,31 +905,13 @@ class Operator:
     def __init__(self, source: Source, door: Doorman) -> None:
         self.source, self.door, self.child, self._lock = source, door, None, threading.Lock()
 
-    def record(self, action: str, parameters: Mapping[str, Any], origin: str, outcome: str = "started", message: str | None = None, create: bool = False) -> int | None:
-        """Write an action; None where there is no store to write it into. Who has the token gets one (`create`), so that whatever is begun is on record.
-
-        Raises
-        ------
-        ConfigError, IntegrityError
-            If the store cannot be made, or not be written.
-        """
-        if not create and not self.source.exists:
-            log.event("dashboard", f"{action}: {outcome}", level="info" if outcome in ("started", "done") else "warning", origin=origin, reason=message)
-            return None
-        store = Store(self.source.url, create=create)
-        if store.engine.dialect.name == "sqlite":
-            store.engine.dispose()  # its connections wait for half a minute
-            db.sa.event.listen(store.engine, "connect", lambda connection, _: connection.execute(f"PRAGMA busy_timeout={1000 * BUSY_SECONDS:.0f}"))
-        with store.write() as conn:
-            return db.add_action(conn, action, parameters, origin, self.source.clock, outcome, message)
-
     def unlock(self, said: str, origin: str, what: str = "unlock") -> tuple[bool, str]:
         """Whether `said` is the token, and what to say; on record either way, as long as there is patience."""
         answer = self.door.admit(said, origin)
         if answer == "wait":
             return False, f"Too many wrong tokens; wait {self.door.seconds:.0f} seconds."
         try:
-            self.record(what, {}, origin, *(("done", None) if answer == "right" else ("refused", "wrong token")), create=answer == "right")
+            record(self.source, what, {}, origin, *(("done", None) if answer == "right" else ("refused", "wrong token")), create=answer == "right")
         except MltraderError as error:
             return False, _unrecorded(what, error)
         return answer == "right", "The buttons are open for this page." if answer == "right" else "That is not the token. This was recorded."
@@ -899,9 +922,9 @@ class Operator:
             try:
                 fault = self._fault(action, parameters, unlocked)
                 if fault:
-                    self.record(action, parameters, origin, "refused", fault)
+                    record(self.source, action, parameters, origin, "refused", fault)
                     return fault
-                row = self.record(action, parameters, origin, create=True)
+                row = record(self.source, action, parameters, origin, create=True)
             except MltraderError as error:
                 return _unrecorded(action, error)
             extra = [parameters["version"]] if action == "rollback" else []
@@ -911,7 +934,7 @@ class Operator:
                 self.child = subprocess.Popen([sys.executable, "-c", "from mltrader.cli import main; main()", *COMMANDS[action], *extra], cwd=project_root(), env=environment,
                                               stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
             except OSError as error:
-                self._settle(row, "failed", f"it could not be started: {error.strerror}", None)
+                settle(self.source, row, "failed", f"it could not be started: {error.strerror}", None)
                 return f"The {action} could not be started: {error.strerror}."
             threading.Thread(target=self._wait, args=(action, row, self.child, out, err), daemon=True).start()
         return f"The {action} has begun (process {self.child.pid})."
@@ -942,28 +965,9 @@ class Operator:
                 file.seek(0)
                 texts.append(file.read()[-200_000:].decode(errors="replace"))
         outcome, message, run_id = outcome_of(code, *texts)
-        self._settle(row, outcome, message, run_id or self._run_of(child.pid))
+        settle(self.source, row, outcome, message, run_id or run_of(self.source, child.pid))
 
-    def _run_of(self, process: int) -> str | None:
-        """The run that a process was the last to open; None if another one has opened a run since, or the store cannot be read."""
-        try:
-            lease = self.source.read(db.current_lease, self.source.clock)
-            return next((run["id"] for run in self.source.read(db.runs, 1) if lease and lease["pid"] == process and run["token"] == lease["token"]), None)
-        except MltraderError:
-            return None
-
-    def _settle(self, row: int | None, outcome: str, message: str, run_id: str | None) -> None:
-        log.event("dashboard", f"{outcome}: {message}", level="info" if outcome == "done" else "warning", run_id=run_id)
-        if row is None:
-            return
-        try:
-            with Store(self.source.url, create=False).write() as conn:
-                known = bool(run_id and db.runs(conn, run_id=run_id))
-                db.settle_action(conn, row, outcome, message, run_id if known else None)
-        except MltraderError as error:
-            _unrecorded("the end of an action", error)
-
-
+# %% ../nbs/70_dashboard.ipynb #e071d531
 def actions_table(source: Source) -> Safe:
     """What was asked for by hand, newest first."""
     rows = source.read(db.actions) if source.exists else []

@@ -334,13 +334,12 @@ def test_presses_are_recorded_before_and_after(source, monkeypatch):
 
 
 def test_a_press_is_credited_with_its_own_run(source):
-    operator = dashboard.Operator(source, dashboard.Doorman(TOKEN, source.clock))
     with Store(source.url).write() as conn:
         token = db.take_lease(conn, "run_mine", 60, source.clock)
         db.start_run(conn, "run_mine", "rollback", "test", token, {}, "d", source.clock)
         db.finish_run(conn, "run_mine", "success", source.clock)
         db.release_lease(conn, token)
-    assert operator._run_of(os.getpid()) == "run_mine" and operator._run_of(1) is None
+    assert dashboard.run_of(source, os.getpid()) == "run_mine" and dashboard.run_of(source, 1) is None
 
 
 def test_the_first_press_of_an_empty_home_is_on_record(tmp_path, monkeypatch):
@@ -371,7 +370,7 @@ def test_a_broken_and_a_busy_store_are_words(source, tmp_path, monkeypatch):
         assert "cannot be used" in page.panes[at].objects[0].object, dashboard.TABS[at]
     answers = [operator.unlock("wrong", "here"), operator.unlock(TOKEN, "here"), (False, operator.press("cycle", {}, "here", True))]
     assert all("cannot be used" in text and not right for right, text in answers)
-    operator._settle(1, "done", "the child of a store that broke meanwhile", None)
+    dashboard.settle(broken, 1, "done", "the child of a store that broke meanwhile", None)
     monkeypatch.setattr(dashboard, "BUSY_SECONDS", 0.05)
     operator, writer = dashboard.Operator(source, dashboard.Doorman(TOKEN, source.clock)), Store(source.url)
     with writer.write():
