@@ -670,7 +670,7 @@ def drift_part(source: Source) -> Safe:
     limit = source.settings.drift.threshold
     shown = [lines_picture(wide, "session", {name: name for name in names}, "Drift scores by session looked at", "score", {f"threshold {limit:g}": limit})] if len(wide) > 1 else []
     silent = last["score"].isna() & ~last["detected"].fillna(False).astype(bool)  # no score, no claim
-    head = f"{_count(alarms, 'alarm')} among {_count(int((~silent).sum()), 'check')} of {words(last['session'].iloc[0])}" + (f"; {silent.sum()} more could not judge (too little data)." if silent.any() else ".")
+    head = f"{_count(alarms, 'alarm')} among {_count(int((~silent).sum()), 'check')} of {words(last['session'].iloc[0])}" + (f"; {silent.sum()} more could not judge (no score)." if silent.any() else ".")
     listed = [{**row, "detected": badge("insufficient") if none else markup("<span class=badge style='background:#c24e00'>alarm</span>") if row["detected"] else "no"}
               for row, none in zip(last.to_dict("records"), silent, strict=True)]
     return joined([markup("<p><b>{head}</b></p>", head=head), *shown, table(listed, {"drift_type": "type", "window": "window, sessions", "score": "score", "p_value": "p", "detected": "alarm", "run_id": "run"}),
