@@ -162,10 +162,8 @@ class Kernels:
     def get(cls) -> Any:
         if cls.project is None:
             cls.project = copy_project(Path(tempfile.mkdtemp()) / "mltrader")
-            began = time.monotonic()
             done = cls.project.call("mltrader", "cycle", "--as-of", "2021-12-31", timeout=1200)
             assert done.returncode in (0, 3), done.stderr
-            cls.seconds = time.monotonic() - began
         return cls.project
 
     @classmethod
@@ -173,12 +171,23 @@ class Kernels:
         made = cls.get()
         return subprocess.Popen(["mltrader", "cycle", "--as-of", day], cwd=made.root, env=made.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
+    @staticmethod
+    def wait_within(child: subprocess.Popen, draw: random.Random) -> bytes:
+        """Wait until a random task has begun, and up to three seconds more; returns what the build has told by then."""
+        told, step = b"", f"[{draw.randint(1, 15)}/16]".encode()
+        while step not in told:
+            more = os.read(child.stderr.fileno(), 4096)
+            assert more, f"the build ended before task {step!r}: {told!r}"
+            told += more
+        time.sleep(3 * draw.random())
+        return told
+
 
 def a_kill_with_kernels(_: crash.Stage, number: int) -> None:
     """kill -9 of a build and its kernels at a random moment; then `verify`, and the same build again, which resumes at once and leaves nothing to do."""
     made, draw, day = Kernels.get(), random.Random(f"kernels {number}"), f"2022-0{number % 5 + 1}-28"
     child = Kernels.begin(day)
-    time.sleep(draw.uniform(0.15, 0.9) * Kernels.seconds)
+    Kernels.wait_within(child, draw)
     os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
     verified = made.call("mltrader", "verify")
@@ -195,10 +204,10 @@ def a_termination_with_kernels(_: crash.Stage, number: int) -> None:
     """SIGTERM at a random moment of a build with kernels: `interrupted`, exit code 130, within 10 seconds, no traceback."""
     made, draw, day = Kernels.get(), random.Random(f"term {number}"), f"2022-1{number % 2}-15"
     child = Kernels.begin(day)
-    time.sleep(draw.uniform(0.3, 0.8) * Kernels.seconds)
+    told = Kernels.wait_within(child, draw)
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    errors = child.communicate(timeout=60)[1].decode()
+    errors = (told + child.communicate(timeout=60)[1]).decode()
     took = time.monotonic() - began
     with db.Store(f"sqlite:///{made.home / 'mltrader.db'}", create=False).read() as conn:
         run, lease = db.runs(conn)[0], db.current_lease(conn)

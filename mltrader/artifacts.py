@@ -240,7 +240,7 @@ class FoldCache(MutableMapping[str, "pd.DataFrame"]):
     def __getitem__(self, key: str) -> "pd.DataFrame":
         try:
             return self.artifacts.get(json.loads(self._index(key).read_bytes()))
-        except (FileNotFoundError, ValueError, KeyError, IntegrityError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, IntegrityError):
             raise KeyError(key) from None
 
     def __setitem__(self, key: str, frame: "pd.DataFrame") -> None:

@@ -261,12 +261,12 @@ def _one_call(store: Any, symbol: str, session: Any, version: str | None) -> dic
     from mltrader import predict, reports
     from mltrader.artifacts import ArtifactStore
     from mltrader.config import home
-    from mltrader.core import DataError, to_session
+    from mltrader.core import CLASSES, DataError, to_session
     from mltrader.explain import Stack, calls_in_points, explain_rows, rows_of, words_of
 
     asked, artifacts = None if session is None else to_session(session), ArtifactStore(home() / "artifacts")
     made, role = _speaker(store, asked, version)
-    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes", "explain")}
+    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes")}
     today, regimes = predict.session_inputs(inputs, asked)
     if symbol not in set(today["symbol"]):
         near = get_close_matches(symbol.upper(), sorted(today["symbol"]), 5, 0.4) or sorted(today["symbol"])[:8]
@@ -274,11 +274,13 @@ def _one_call(store: Any, symbol: str, session: Any, version: str | None) -> dic
     predict.check_features(made["manifest"], inputs["features"]["feature_set"], made["name"])
     model = Stack(*(artifacts.get(made["manifest"]["components"][part]) for part in ("forest", "boosting", "meta")))
     row = today[today["symbol"] == symbol].reset_index(drop=True).merge(regimes[["symbol", "regime"]], how="left", on="symbol")
-    names, quantiles = list(model.feature_names_in_), inputs["explain"].get("quantiles")
+    names, manifest = list(model.feature_names_in_), made["manifest"]
+    quantiles, prior = artifacts.get(manifest["quantiles"]) if manifest.get("quantiles") else None, manifest.get("prior")
     X = rows_of(model, row[names], names)
     found = explain_rows(model, X, row["regime"])
     known = quantiles if quantiles is not None and set(names) <= set(quantiles.columns) else None
-    parts, texts = calls_in_points(found, row[["session", "symbol"]], X, known, words_of(inputs["features"]["feature_set"]["definitions"]))
+    parts, texts = calls_in_points(found, row[["session", "symbol"]], X, known, words_of(inputs["features"]["feature_set"]["definitions"]),
+                                   [prior[name] for name in CLASSES] if prior else None)
     text = texts.iloc[0]
     return {"session": f"{text['session']:%Y-%m-%d}", "symbol": symbol, "regime": row["regime"].iloc[0], "version": made["id"], "name": made["name"], "role": role,
             "in_hindsight": bool(text["session"] < to_session(made["as_of"])), "call": text["call"], "proba": float(text["proba"]), "prior": float(text["prior"]), "text": text["text"],

@@ -567,7 +567,8 @@ def attribution(evidence: Evidence) -> list[Verdict]:
     if evidence.champion is None:
         return [not_applicable("attribution", "there is no champion yet")]
     if rows is None or rows.empty:
-        return [not_applicable("attribution", "the champion's explanation is not stored: nothing to compare with")]
+        note = "the champion's explanation is not stored, damaged, or about other sessions: nothing to compare with; blocks nothing"
+        return [replace(_plain("attribution", "insufficient", note), blocks=False)]
     verdicts = []
     for row in rows.itertuples():
         name = "attribution" if row.regime == "all" else f"attribution:{row.regime}"

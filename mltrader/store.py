@@ -1215,22 +1215,27 @@ def version_named(conn: sa.Connection, name: str) -> str:
 
 
 def importance_rows(conn: sa.Connection, version: str) -> list[dict[str, Any]]:
-    """Rows of `shap_analysis` about a version: of each component and regime those of the run that wrote last, by rank."""
-    t = shap_analysis
-    rows = [dict(row) for row in conn.execute(sa.select(t).where(t.c.model_version == version).order_by(t.c.component, t.c.regime, t.c.rank)).mappings()]
-    newest: dict[tuple[str, str], tuple[int, str]] = {}
+    """Rows of `shap_analysis` about a version: of each component and regime those of the cycle that wrote last, by rank; what was measured by hand only where no cycle has spoken."""
+    t, r = shap_analysis, training_runs
+    query = sa.select(t, r.c.kind.label("by")).join_from(t, r, t.c.run_id == r.c.id).where(t.c.model_version == version).order_by(t.c.component, t.c.regime, t.c.rank)
+    rows = [dict(row) for row in conn.execute(query).mappings()]
+    newest: dict[tuple[str, str], tuple[bool, int, str]] = {}
     for row in rows:
         key = row["component"], row["regime"]
-        newest[key] = max(newest.get(key, (0, "")), (row["id"], row["run_id"]))
-    return [row for row in rows if newest[row["component"], row["regime"]][1] == row["run_id"]]
+        newest[key] = max(newest.get(key, (False, 0, "")), (row.pop("by") == "cycle", row["id"], row["run_id"]))
+    return [row for row in rows if newest[row["component"], row["regime"]][2] == row["run_id"]]
 
 
-def importance_history(conn: sa.Connection, before: Any = None) -> list[dict[str, Any]]:
-    """Importances that cycles (with `before`, those with an earlier `as_of`) stored of each version, oldest first: `model_version name as_of component regime feature importance rank`."""
+def importance_history(conn: sa.Connection, before: Any = None, ranks: int | None = None, versions: int | None = None) -> list[dict[str, Any]]:
+    """Importances that cycles (with `before`, those with an earlier `as_of`) stored of each version, oldest first: `model_version name as_of component regime feature importance rank`; only the first `ranks`, of the last `versions`."""
     t, r = shap_analysis, training_runs
     query = (sa.select(t.c.model_version, r.c.as_of, t.c.component, t.c.regime, t.c.feature, t.c.importance, t.c.rank, t.c.run_id).join_from(t, r, t.c.run_id == r.c.id)
              .where(r.c.kind == "cycle", t.c.model_version.is_not(None)).order_by(r.c.as_of, t.c.id))
-    rows = [dict(row) for row in conn.execute(query if before is None else query.where(r.c.as_of < before)).mappings()]
+    query = query if before is None else query.where(r.c.as_of < before)
+    rows = [dict(row) for row in conn.execute(query if ranks is None else query.where(t.c.rank <= ranks)).mappings()]
+    if versions is not None:
+        kept = set(list(dict.fromkeys(row["model_version"] for row in rows[::-1]))[:versions])
+        rows = [row for row in rows if row["model_version"] in kept]
     last = {row["model_version"]: row.pop("run_id") for row in [dict(row) for row in rows]}
     names = {row["id"]: row["name"] or row["id"][:12] for row in known_versions(conn)}
     return [{**{key: value for key, value in row.items() if key != "run_id"}, "name": names[row["model_version"]]} for row in rows if row["run_id"] == last[row["model_version"]]]

@@ -445,10 +445,11 @@ def test_other_reasons_are_named_and_never_block(good_verdicts, changes, status)
     assert ("other reasons than the champion" in named) == (status == "failed")
 
 
-def test_without_a_stored_explanation_the_rule_does_not_apply():
+def test_without_a_stored_explanation_the_rule_does_not_know():
     assert "no champion" in verdict(promotion.attribution, evidence(attribution=distances())).note
     for missing in (None, distances()[:0]):
-        assert "not stored" in verdict(promotion.attribution, evidence(1.0, 0.5, attribution=missing)).note
+        found = verdict(promotion.attribution, evidence(1.0, 0.5, attribution=missing))
+        assert "not stored" in found.note and found.status == "insufficient" and not found.blocks
     sums = pd.DataFrame({"session": pd.bdate_range("2015-01-01", periods=600), "regime": "normal", "n_rows": 5, "a": 2.0, "b": 1.0})
     given_inputs = {"champion": {"explanation": sums}, "explain": {"sessions": sums.assign(a=1.0)}}
     found = promotion.explained_otherwise(given_inputs, FAST)
