@@ -865,15 +865,34 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    IntegrityError, ValueError
-        If it was changed.
+    IntegrityError
+        If it was changed, is damaged, or never was a manifest.
     """
-    return unsealed(path) if b'"seal"' in path.read_bytes() else dict(json.loads(path.read_bytes()))
+    data = path.read_bytes()
+    if b'"seal"' in data:
+        return unsealed(path)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{path} is no manifest: it is damaged, or another file; restore it from a backup.")
+    return document
 
 
 def check_manifest(document: Mapping[str, Any]) -> bool:
     """Whether a manifest's own digest fits its content."""
-    return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
+    try:
+        return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
+    except ValueError:  # no manifest holds what JSON cannot
+        return False
+
+
+def _has_form(document: Mapping[str, Any]) -> bool:
+    """Whether this is of the form of a run's manifest: a folder of reports may hold other files of that name."""
+    tasks = document.get("tasks")
+    return (isinstance(tasks, dict) and all(isinstance(info, dict) and "status" in info for info in tasks.values())
+            and all(isinstance(document.get(name), str) for name in ("run_id", "status", "trigger")))
 
 # %% ../nbs/51_reports.ipynb #9e0d5fb1
 def reports_folder(settings: Settings) -> Path:
@@ -972,10 +991,12 @@ def run_records(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> lis
     """All runs, newest first: those with a manifest, and those that only the store knows (`recorded`: rows of `store.runs`), such as lost ones."""
     found = {}
     for path in folder.glob("*/manifest.json"):
+        name = path.parent.name
         try:
-            found[path.parent.name] = {**read_manifest(path), "folder": path.parent.name}
-        except (IntegrityError, ValueError, OSError):
-            found[path.parent.name] = {"run_id": path.parent.name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}, "folder": path.parent.name}
+            manifest = read_manifest(path)
+        except (IntegrityError, OSError):
+            manifest = {}
+        found[name] = {**(manifest if _has_form(manifest) and check_manifest(manifest) else {"run_id": name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}}), "folder": name}
     for row in recorded:
         if row["kind"] in ("cycle", "monitor") and row["id"] not in found and row["status"] != "running":
             found[row["id"]] = {"run_id": row["id"], **{name: row[name] for name in ("kind", "status", "trigger", "verdict")}, "as_of": row["as_of"] and str(row["as_of"]), "error": row["error_message"],
@@ -1073,9 +1094,11 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         return [f"{run_id}: {path} is missing"]
     try:
         manifest = read_manifest(path)
-    except (IntegrityError, ValueError) as error:
+    except IntegrityError as error:
         return [f"{run_id}: manifest.json was changed: {error}"]
     faults = [] if check_manifest(manifest) else [f"{run_id}: manifest.json was changed (its digest does not fit)"]
+    if not _has_form(manifest):
+        return faults or [f"{run_id}: {path} is no manifest of a run"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
         written = db.rows_digest(conn, run_id)
@@ -1090,7 +1113,7 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         before = folder / previous["run_id"] / "manifest.json"
         try:
             found = read_manifest(before).get("manifest")
-        except (OSError, ValueError, IntegrityError):
+        except (OSError, IntegrityError):
             found = None
         if found != previous["manifest"]:
             faults.append(f"{run_id}: the chain is broken at the run before it, {previous['run_id']}")

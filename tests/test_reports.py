@@ -98,7 +98,7 @@ def evil(tmp_path_factory) -> dict[str, list[str]]:
     made["run"] = [reports.run_index(m) for m in manifests]
     for i, manifest in enumerate(manifests):
         (folder / f"run{i}").mkdir()
-        (folder / f"run{i}" / "manifest.json").write_bytes(reports.canonical_json({**manifest, "kind": "monitor" if i % 3 == 0 else "cycle"}))
+        (folder / f"run{i}" / "manifest.json").write_bytes(reports.canonical_json(reports.seal_manifest({**manifest, "kind": "monitor" if i % 3 == 0 else "cycle"})))
     rows = [{"id": name, "kind": kind, "status": "lost", "trigger": name, "verdict": name, "as_of": None, "error_message": name, "started_at": CLOCK.now(), "token": i} for i, name in enumerate(GROUPS)
             for kind in ("cycle", "monitor")]
     made["all runs"] = reports.all_runs_index(folder, rows)
@@ -256,6 +256,27 @@ def test_a_summary_says_what_changed_and_the_index_what_was_lost(past):
     assert index.index("./r3/index.html") < index.index(">r2<") < index.index("./r1/index.html") and "without a word" in index and index.count("<svg") == 2
 
 
+NO_MANIFESTS = (b"", b"{", b"{}", b"[]", b"[1]", b"null", b"\xff", b'{"seal": ""}', b'{"run_id": "x", "status": "success", "tasks": {}}', b'{"run_id": "x", "status": "success", "trigger": "t", "tasks": {}, "manifest": "m"}',
+                *(reports.canonical_json(reports.seal_manifest({"run_id": "x", "status": "success", "trigger": "t", "tasks": tasks})) for tasks in (None, [1], {"market": None})), b'{"run_id": "\\ud800", "tasks": {}}')
+
+
+def test_other_files_named_like_a_manifest_cost_no_run_its_end(past):
+    """Whatever lies in a folder beside the runs: the next run ends, the index names the folder, and `verify` says of a run's own what it is."""
+    for i, data in enumerate(NO_MANIFESTS):
+        (past.folder / f"old{i}").mkdir()
+        (past.folder / f"old{i}" / "manifest.json").write_bytes(data)
+    past.run("r4", 0.2)
+    index = (past.folder / "index.html").read_text()
+    assert f"{len(NO_MANIFESTS)} unreadable" in index and all(f"./old{i}/index.html" in index for i in range(len(NO_MANIFESTS)))
+    assert [r["run_id"] for r in reports.run_records(past.folder) if r["status"] != "unreadable"] == ["r4", "r3", "r1"]
+    for data in NO_MANIFESTS:
+        (past.folder / "r4" / "manifest.json").write_bytes(data)
+        assert reports.verify_run(past.store, "r4", past.folder, past.files), data
+        with pytest.raises(IntegrityError, match="manifest.json"):
+            compare.rebuild(past.store, past.folder, "r4", past.files)
+        assert compare.recorded(past.store, past.folder, "r4")["verdict"] == "HOLD"
+
+
 def test_pages_are_made_again_as_they_were_and_the_chain_holds(past):
     past.run("r4", 0.2)  # what comes later does not change what r3's page says
     page = past.folder / "r3" / "summary.html"
@@ -289,7 +310,7 @@ def test_a_page_is_not_made_of_a_notebook_that_was_changed(past):
         compare.rebuild(past.store, past.folder, "r2", past.files)
     manifest = past.folder / "r3" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"PROMOTE"', '"HOLD"'))
-    with pytest.raises((IntegrityError, ValueError)):
+    with pytest.raises(IntegrityError, match="seal does not fit"):
         compare.rebuild(past.store, past.folder, "r3", past.files)
 
 
