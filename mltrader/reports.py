@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN', 'LIVE_COLUMNS', 'PAGE_STYLE', 'MATHML',
-           'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'BADGES', 'TaskSpec', 'TaskSettings', 'decisions_before',
-           'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs', 'imported_siblings', 'closure',
-           'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream', 'Task', 'result_digest',
-           'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder', 'read_outputs', 'open_task',
-           'peak_memory', 'live_rows', 'session_frame', 'page', 'formulas_as_mathml', 'split_notebook', 'harmless',
-           'shown_cell', 'readable_tables', 'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest',
-           'seal_manifest', 'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page',
-           'badge', 'html_table', 'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports',
-           'damaged_products', 'verify_run', 'runs', 'load_product']
+           'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'NAMES', 'BADGES', 'TaskSpec', 'TaskSettings',
+           'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
+           'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
+           'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
+           'read_outputs', 'open_task', 'peak_memory', 'live_rows', 'session_frame', 'page', 'formulas_as_mathml',
+           'split_notebook', 'harmless', 'shown_cell', 'readable_tables', 'picture', 'run_section', 'notebook_page',
+           'code_digests', 'build_manifest', 'seal_manifest', 'read_manifest', 'check_manifest', 'reports_folder',
+           'collect_notebooks', 'task_page', 'badge', 'html_table', 'run_index', 'sparkline', 'run_records',
+           'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -656,6 +656,7 @@ def harmless(html: str) -> str:
 
 
 WORDS = {"NaN": "–", "NaT": "–", "None": "–", "nan": "–", "<NA>": "–", "inf": "∞", "-inf": "-∞", "True": "yes", "False": "no"}
+NAMES = frozenset("symbol name event event_name run run_id version model_version feature sector".split())  # columns of names: 600519 is a ticker there, and so is NaN
 
 
 def shown_cell(text: str, grouped: bool = False) -> str:
@@ -666,7 +667,10 @@ def shown_cell(text: str, grouped: bool = False) -> str:
 
 
 def readable_tables(html: str) -> str:
-    """Data frames in `html` without row numbers, with text on the left, numbers on the right, a dash for what is missing, words as titles, and a border that scrolls."""
+    """Data frames in `html` without row numbers, with text on the left, numbers on the right, a dash for what is missing, words as titles, and a border that scrolls.
+
+    Names stay as they are, also those of digits: the columns `NAMES`, and any with a leading zero.
+    """
     from bs4 import BeautifulSoup
 
     def one(match: re.Match[str]) -> str:
@@ -686,17 +690,20 @@ def readable_tables(html: str) -> str:
                     title.string = name.text
             head.pop().decompose()
         cells = [row.find_all("td") for row in rows]
-        for column in zip(*cells, strict=False):
+        columns = [*zip(*cells, strict=False)]
+        titles = [title.text for title in head[-1].find_all("th")] if head else []
+        for column, title in zip(columns[::-1], [*titles[::-1], *[""] * len(columns)], strict=False):
+            named = title in NAMES or any(re.fullmatch(r"0\d+", cell.text) for cell in column)
             whole = all(re.fullmatch(r"-?\d+\.0|NaN|nan|", cell.text) for cell in column)
             texts = [cell.text[:-2] if whole and cell.text.endswith(".0") else cell.text for cell in column]
             grouped = any(re.fullmatch(r"-?\d{5,15}", text) for text in texts)
-            for cell, text in zip(column, texts, strict=True):
+            for cell, text in zip([] if named else column, texts, strict=False):
                 cell.string = shown_cell(text, grouped)
-            if any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
+            if named or any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
                 for cell in column:
                     cell["class"] = ["text", "wrap"] if max(len(c.text) for c in column) > 40 else ["text"]
         for row in head:
-            for title, column in zip(row.find_all("th")[::-1], [*zip(*cells, strict=False)][::-1], strict=False):
+            for title, column in zip(row.find_all("th")[::-1], columns[::-1], strict=False):
                 title["class"] = column[0].get("class", [])
             for title in row.find_all("th"):
                 title.string = re.sub(r"^n (?=\w)", "", title.text.replace("_pct", " %").replace("_", " "))

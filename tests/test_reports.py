@@ -194,6 +194,19 @@ def test_pages_fit_a_narrow_screen_and_a_dark_one(browser, tmp_path):
         tab.close()
 
 
+TICKERS = ["000001", "600519", "7203", "NaN", "None", "True", "inf", "1.0", "0.12345678901", "1e5"]
+
+
+@pytest.mark.parametrize("title", ["symbol", "name", "event", "run", "version", "feature", "sector", "code with a leading zero"])
+def test_a_name_of_digits_or_words_stays_itself(title):
+    """Tickers of Shenzhen, Shanghai and Tokyo are digits, and one may read NaN; numbers beside them are made readable."""
+    frame = pd.DataFrame({"kind": "k", title: TICKERS, "rows": 143366, "missing": [None] * 9 + [1.0]})
+    for html in (frame.to_html(), frame.set_index("kind").to_html(), frame.set_index(title).to_html()):
+        shown = reports.readable_tables(html)
+        assert [name for name in TICKERS if f">{name}</t" not in shown] == [], title
+        assert shown.count(">143,366</td>") == 10 and shown.count(">–</td>") == 9
+
+
 # --- pages made again ------------------------------------------------------------------------------------------------------------
 
 
