@@ -304,27 +304,54 @@ def test_pages_are_made_again_as_they_were_and_the_chain_holds(past):
     assert [reports.verify_run(past.store, run, past.folder, past.files) for run in ("r1", "r3", "r4")] == [[], [], []]
 
 
-def test_another_version_of_the_pages_goes_beside(past, monkeypatch, tmp_path):
+def test_a_page_is_repaired_whatever_became_of_the_others(past, tmp_path):
+    """The summary would come out otherwise without the reports of the run before: it is whole, so it is left alone. If it is damaged too, it is named, and the other page is repaired all the same."""
+    page, summary = (past.folder / "r3" / name for name in ("market.html", "summary.html"))
+    good = page.read_bytes(), summary.read_bytes()
+    shutil.rmtree(past.folder / "r1")
+    page.unlink()
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == ["market.html"] and (page.read_bytes(), summary.read_bytes()) == good
+    page.write_bytes(b"spoilt")
+    summary.write_bytes(b"spoilt")
+    said = CliRunner().invoke(app, ["report", "r3"]).exception
+    assert isinstance(said, IntegrityError) and said.exit_code == 1 and "summary.html would not become what the manifest signs" in str(said) and "Written: market.html." in str(said)
+    assert (page.read_bytes(), summary.read_bytes()) == (good[0], b"spoilt")
+    made = compare.rebuild(past.store, past.folder, "r3", past.files, tmp_path / "beside")
+    assert made["differing"] == ["summary.html"]
+
+
+def test_another_version_leaves_whole_pages_alone(past, monkeypatch, tmp_path):
     before = {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir()}
     monkeypatch.setattr(reports, "PAGE_STYLE", "body{color:red}")
-    with pytest.raises(ConfigError, match="2 of 2 pages would differ .* --to FOLDER"):
-        compare.rebuild(past.store, past.folder, "r3", past.files)
     made = compare.rebuild(past.store, past.folder, "r3", past.files, tmp_path / "beside")
     assert made["differing"] == ["market.html", "summary.html"] and "color:red" in Path(made["page"]).read_text()
-    assert {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir()} == before
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == ["index.html"]  # the one page that nothing signs
+    assert {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir() if p.name != "index.html"} == {name: data for name, data in before.items() if name != "index.html"}
 
 
 def test_a_page_is_not_made_of_a_notebook_that_was_changed(past):
-    path = past.folder / "r3" / "market.ipynb"
+    path, page = (past.folder / "r3" / f"market.{kind}" for kind in ("ipynb", "html"))
     path.write_text(path.read_text().replace("Because", "Whatever"))
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == []  # its page is whole
+    page.unlink()
     with pytest.raises(IntegrityError, match="market.ipynb is changed"):
         compare.rebuild(past.store, past.folder, "r3", past.files)
+    assert not page.exists()
     with pytest.raises(ConfigError, match=r"r2 \(lost\) has no manifest"):
         compare.rebuild(past.store, past.folder, "r2", past.files)
     manifest = past.folder / "r3" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"PROMOTE"', '"HOLD"'))
     with pytest.raises(IntegrityError, match="seal does not fit"):
         compare.rebuild(past.store, past.folder, "r3", past.files)
+
+
+def test_a_file_is_no_folder_to_write_into(past, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for words in (["report", "r3"], ["report", "--compare", "r1", "r3"]):
+        for to in ("taken", "taken/deeper"):
+            said = CliRunner().invoke(app, [*words, "--to", str(tmp_path / to)]).exception
+            assert isinstance(said, ConfigError) and "is no folder" in str(said)
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 # --- two runs ---------------------------------------------------------------------------------------------------------------------
