@@ -126,10 +126,13 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], store: Store
     market = [output_of(side, "market", "summary", artifacts) or {} for side in sides]
     names = [(output_of(side, "features", "feature_set", artifacts) or {}).get("names") for side in sides]
     known = all(name is not None for name in names)
+    unknown = [[*(["bars"] if not have.get("data_digest") else []), *(["features"] if name is None else []), *(what.replace("data", "data files") for what in ("code", "libraries", "data") if side.get(what) is None)]
+               for side, have, name in zip(sides, market, names, strict=True)]
     results = {task: [(side["tasks"].get(task) or {}).get("digest") for side in sides] for task in dict.fromkeys([*first["tasks"], *second["tasks"]])}
     return {
         "runs": [side["run_id"] for side in sides],
-        "head": [{"what": what, "before": first.get(what), "after": second.get(what)} for what in ("status", "verdict", "as_of", "trigger")],
+        "head": [{"what": what, "before": first.get(what), "after": second.get(what)} for what in ("kind", "status", "verdict", "as_of", "trigger")],
+        "unknown": [{"run": side["run_id"], "what": what} for side, what in zip(sides, unknown, strict=True) if what],
         "data": [{"what": what, "before": market[0].get(what), "after": market[1].get(what)} for what in ("provider", "first_session", "last_session", "symbols", "rows", "data_digest")],
         "settings": settings_difference(first.get("settings") or {}, second.get("settings") or {}),
         "features": {"added": sorted(set(names[1]) - set(names[0])), "removed": sorted(set(names[0]) - set(names[1])), "before": len(names[0]), "after": len(names[1])} if known else None,
@@ -148,12 +151,16 @@ def _few(names: Sequence[Any], most: int = 6) -> str:
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """A difference in words: one sentence for each thing that changed, or the one that nothing did."""
-    said = []
-    for row in found["head"]:
-        if row["what"] in ("verdict", "status") and row["before"] != row["after"]:
-            said.append(f"The {row['what']} went from {row['before'] or 'none'} to {row['after'] or 'none'}.")
+    said, sides = [], ("before", "after")
+    head = {row["what"]: [row[side] for side in sides] for row in found["head"]}
+    if (kinds := head.get("kind") or [None])[0] != kinds[-1]:
+        said.append(f"Runs of two kinds: {kinds[0]} and {kinds[1]}. They do not do the same tasks.")
+    for what in ("verdict", "status"):
+        before, after = head.get(what) or (None, None)
+        if before != after and (what == "status" or kinds[0] == kinds[-1] or (before and after)):
+            said.append(f"The {what} went from {before or 'none'} to {after or 'none'}.")
     data = {row["what"]: row for row in found["data"]}
-    if data["data_digest"]["before"] != data["data_digest"]["after"]:
+    if all(data["data_digest"][side] for side in sides) and data["data_digest"]["before"] != data["data_digest"]["after"]:
         parts = [f"{what.replace('_', ' ')} {row['before']} → {row['after']}" for what, row in data.items() if what != "data_digest" and row["before"] != row["after"]]
         said.append(f"The bars are others: {', '.join(parts) or 'the same span, symbols and number of rows, with other values'}.")
     if found["settings"]:
@@ -167,12 +174,19 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             said.append(f"{unit[0].upper()}{unit[1:]}: {row['before']:+.3f} → {row['after']:+.3f} ({row['difference']:+.4f}).")
     if found["metrics"] and not moved and all(row["before"] == row["after"] for row in found["metrics"]):
         said.append("No metric moved.")
-    if rules := [f"{row['rule']} ({row['before'] or 'absent'} → {row['after'] or 'absent'})" for row in found["rules"] if row["before"] != row["after"]]:
+    judged = [any(row[side] for row in found["rules"]) for side in sides]
+    if found["rules"] and not all(judged):
+        said.append(f"The gate judged {found['runs'][judged.index(True)]} only." if any(judged) else "The gate judged neither.")
+    elif rules := [f"{row['rule']} ({row['before'] or 'absent'} → {row['after'] or 'absent'})" for row in found["rules"] if row["before"] != row["after"]]:
         said.append(f"{len(rules)} rule{'s' if len(rules) > 1 else ''} of the gate came out otherwise: {_few(rules, 4)}.")
     for what, word in (("code", "Other code"), ("libraries", "Other libraries"), ("data_files", "Other data files")):
         if found[what]:
             said.append(f"{word}: {_few(found[what])}.")
-    return said or [f"Results of {_few(found['results'])} differ." if found["results"] else "Nothing: the same data, settings, features, code and results."]
+    if not said:
+        unknown = {what for row in found["unknown"] for what in row["what"]}
+        same = ["settings", *(name for name in ("bars", "features", "code", "libraries", "data files") if name not in unknown), "results"]
+        said.append(f"Results of {_few(found['results'])} differ." if found["results"] else f"Nothing{' that is known' if unknown else ''}: the same {', '.join(same[:-1])} and {same[-1]}.")
+    return said + [f"Not known of {row['run']}: {', '.join(row['what'])}." for row in found["unknown"]]
 
 # %% ../nbs/54_compare.ipynb #f4015b22
 def _value(value: Any) -> str:

@@ -85,7 +85,7 @@ def difference_of(name: str, other: str) -> dict:
     return {"runs": [name, other], "head": [{"what": "verdict", "before": name, "after": other}], "data": [{"what": w, "before": name, "after": other} for w in ("provider", "data_digest")],
             "settings": compare.settings_difference({name: {name: name}}, {name: {name: other}}), "features": {"added": [name], "removed": [other], "before": 1, "after": 1},
             "metrics": [{"metric": name, "before": 1.0, "after": 2.0, "difference": 1.0}], "rules": compare.rule_difference([{"rule": name, "scope": other, "status": name, "observed": 1.0}], []),
-            "importance": compare.importance_difference(*frames), "code": [name], "libraries": [name], "data_files": [name], "results": [name]}
+            "importance": compare.importance_difference(*frames), "code": [name], "libraries": [name], "data_files": [name], "results": [name], "unknown": [{"run": name, "what": [other]}]}
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_a_page_is_repaired_whatever_became_of_the_others(past, tmp_path):
     assert isinstance(said, IntegrityError) and said.exit_code == 1 and "summary.html would not become what the manifest signs" in str(said) and "Written: market.html." in str(said)
     assert (page.read_bytes(), summary.read_bytes()) == (good[0], b"spoilt")
     made = compare.rebuild(past.store, past.folder, "r3", past.files, tmp_path / "beside")
-    assert made["differing"] == ["summary.html"]
+    assert made["differing"] == ["summary.html"] and "Not known of r1: bars, features, code, libraries, data files." in Path(made["page"]).read_text()
 
 
 def test_another_version_leaves_whole_pages_alone(past, monkeypatch, tmp_path):
@@ -368,6 +368,24 @@ def test_compare_prints_and_writes_what_differs(past):
     shutil.rmtree(past.folder / "r1")  # its reports were removed: the store still knows the run
     found = compare.difference(compare.recorded(past.store, past.folder, "r1"), compare.recorded(past.store, past.folder, "r3"), past.store, past.files)
     assert found["code"] is None and found["settings"] == [{"setting": "[labels] horizon", "before": 14, "after": 10}]
+
+
+def side(run_id: str, kind: str = "cycle", known: bool = True, **more) -> dict:
+    parts = dict.fromkeys(("code", "libraries", "data"), {} if known else None)
+    return {"run_id": run_id, "kind": kind, "status": "success", "verdict": None, "as_of": None, "trigger": "manual", "settings": {}, "tasks": {}, **parts, **more}
+
+
+def test_a_comparison_says_what_it_does_not_know_and_compares_no_gate_with_none(past, monkeypatch):
+    entries = {"market": {"entries": {"summary": past.files.put({"data_digest": "d"}).as_dict()}}, "features": {"entries": {"feature_set": past.files.put({"names": ["heat"]}).as_dict()}}}
+    said = lambda *pair: compare.sentences(compare.difference(*pair, past.store, past.files))  # noqa: E731
+    assert said(side("a", tasks=entries), side("b", tasks=entries)) == ["Nothing: the same settings, bars, features, code, libraries, data files and results."]
+    assert said(side("a", tasks=entries), side("b", tasks=entries, known=False)) == ["Nothing that is known: the same settings, bars, features and results.", "Not known of b: code, libraries, data files."]
+    assert said(side("a", tasks=entries), side("b"))[-1] == "Not known of b: bars, features." and not [text for text in said(side("a", tasks=entries), side("b")) if "others" in text]
+    rules = {"a": [{"rule": f"rule {i}", "scope": "all", "status": "passed", "observed": 1.0} for i in range(27)]}
+    monkeypatch.setattr(compare, "gate_of", lambda record, store: rules.get(record["run_id"], []))
+    assert said(side("a", tasks=entries, verdict="PROMOTE"), side("b", "monitor", tasks=entries)) == ["Runs of two kinds: cycle and monitor. They do not do the same tasks.", "The gate judged a only."]
+    rules["b"] = [*rules["a"][:-1], {**rules["a"][-1], "status": "failed"}]
+    assert said(side("a", tasks=entries, verdict="PROMOTE"), side("b", tasks=entries, verdict="HOLD")) == ["The verdict went from PROMOTE to HOLD.", "1 rule of the gate came out otherwise: rule 26 (passed → failed)."]
 
 
 numbers = st.dictionaries(st.sampled_from("abcd"), st.floats(-5, 5), max_size=4)
