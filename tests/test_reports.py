@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from typer.testing import CliRunner
 from xss import FACTS, MARK, PAYLOADS, watched
@@ -205,6 +206,21 @@ def test_a_name_of_digits_or_words_stays_itself(title):
         shown = reports.readable_tables(html)
         assert [name for name in TICKERS if f">{name}</t" not in shown] == [], title
         assert shown.count(">143,366</td>") == 10 and shown.count(">–</td>") == 9
+
+
+@pytest.mark.parametrize("name", [r"a $\mathdefault{b}\frac$ c", r"$\mathdefault{10^{77}}$", "$x$", r"\mathdefault $ and $\frac$"])
+def test_a_name_is_no_formula_wherever_it_is_drawn(name):
+    """In a title, a legend, the labels of categories and of ticks set by hand; the labels of a logarithmic axis stay formulas."""
+    picture, (ax, other) = figures.new(1, 2, height=1.5, width=5)
+    ax.barh([name], [1000.0], label=name)
+    ax.set(xscale="log", title=name, xlabel=name)
+    ax.legend()
+    other.set_xticks([0.0, 1.0], [name, "b"])
+    figures.png(picture)
+    texts = [text for text in picture.findobj(Text) if "$" in text.get_text()]
+    named = [text.get_parse_math() for text in texts if text.get_text() == name]
+    assert len(named) >= 5 and not any(named)
+    assert all(text.get_parse_math() for text in ax.get_xticklabels()) and "\\mathdefault" in ax.get_xticklabels()[-1].get_text()
 
 
 # --- pages made again ------------------------------------------------------------------------------------------------------------
