@@ -17,6 +17,7 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN'
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -982,7 +983,8 @@ def run_index(manifest: Mapping[str, Any]) -> str:
 
 # %% ../nbs/51_reports.ipynb #99532d7b
 def sparkline(values: Sequence[float], width: int = 90, height: int = 22) -> str:
-    """A small line of `values`, the last one dotted, with a thin line at 0; inline SVG, readable on any background."""
+    """A small line of `values`, the last one dotted, with a thin line at 0; inline SVG, readable on any background. What is no number is left out."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     low, high = min(0.0, *values), max(0.0, *values)
@@ -1036,11 +1038,12 @@ def all_runs_index(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> 
             daily.setdefault(str(m.get("started_at"))[:7], []).append((_link(m), (badge(m["status"]),), str(m.get("as_of") or "–"), found))
             continue
         gain = ((m["tasks"].get("promotion") or {}).get("metrics") or {}).get("gain_over_prior")
-        gains += [gain] if isinstance(gain, float) else []
+        gain = gain if isinstance(gain, float) and math.isfinite(gain) else None
+        gains += [] if gain is None else [gain]
         count = {s: sum(t["status"] == s for t in m["tasks"].values()) for s in ("ran", "reused", "failed", "aborted")}
         what = ", ".join(f"{n} {s}" for s, n in count.items() if n) or str(m.get("error") or "")
         summary = _link(m, "summary.html", "summary") if "summary.html" in m.get("files", {}) else ("",)
-        cycles.append((_link(m), (badge(m["status"]),), (badge(m["verdict"]),) if m.get("verdict") else "–", (sparkline(gains) + f" {gain:+.3f}" if isinstance(gain, float) else "–",), str(m.get("as_of") or "–"),
+        cycles.append((_link(m), (badge(m["status"]),), (badge(m["verdict"]),) if m.get("verdict") else "–", ("–" if gain is None else sparkline(gains) + f" {gain:+.3f}",), str(m.get("as_of") or "–"),
                        str(m["trigger"]), "" if m.get("minutes") is None else f"{m['minutes']:.1f} min", what, summary))
     columns = ["run", "status", "verdict", "gain over the prior, nats", "as of", "trigger", "time", "tasks", ""]
     newest, older = cycles[::-1][:50], cycles[::-1][50:]
