@@ -126,10 +126,13 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any], store: Store
     market = [output_of(side, "market", "summary", artifacts) or {} for side in sides]
     names = [(output_of(side, "features", "feature_set", artifacts) or {}).get("names") for side in sides]
     known = all(name is not None for name in names)
+    unknown = [[*(["bars"] if not have.get("data_digest") else []), *(["features"] if name is None else []), *(what.replace("data", "data files") for what in ("code", "libraries", "data") if side.get(what) is None)]
+               for side, have, name in zip(sides, market, names, strict=True)]
     results = {task: [(side["tasks"].get(task) or {}).get("digest") for side in sides] for task in dict.fromkeys([*first["tasks"], *second["tasks"]])}
     return {
         "runs": [side["run_id"] for side in sides],
-        "head": [{"what": what, "before": first.get(what), "after": second.get(what)} for what in ("status", "verdict", "as_of", "trigger")],
+        "head": [{"what": what, "before": first.get(what), "after": second.get(what)} for what in ("kind", "status", "verdict", "as_of", "trigger")],
+        "unknown": [{"run": side["run_id"], "what": what} for side, what in zip(sides, unknown, strict=True) if what],
         "data": [{"what": what, "before": market[0].get(what), "after": market[1].get(what)} for what in ("provider", "first_session", "last_session", "symbols", "rows", "data_digest")],
         "settings": settings_difference(first.get("settings") or {}, second.get("settings") or {}),
         "features": {"added": sorted(set(names[1]) - set(names[0])), "removed": sorted(set(names[0]) - set(names[1])), "before": len(names[0]), "after": len(names[1])} if known else None,
@@ -148,12 +151,16 @@ def _few(names: Sequence[Any], most: int = 6) -> str:
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """A difference in words: one sentence for each thing that changed, or the one that nothing did."""
-    said = []
-    for row in found["head"]:
-        if row["what"] in ("verdict", "status") and row["before"] != row["after"]:
-            said.append(f"The {row['what']} went from {row['before'] or 'none'} to {row['after'] or 'none'}.")
+    said, sides = [], ("before", "after")
+    head = {row["what"]: [row[side] for side in sides] for row in found["head"]}
+    if (kinds := head.get("kind") or [None])[0] != kinds[-1]:
+        said.append(f"Runs of two kinds: {kinds[0]} and {kinds[1]}. They do not do the same tasks.")
+    for what in ("verdict", "status"):
+        before, after = head.get(what) or (None, None)
+        if before != after and (what == "status" or kinds[0] == kinds[-1] or (before and after)):
+            said.append(f"The {what} went from {before or 'none'} to {after or 'none'}.")
     data = {row["what"]: row for row in found["data"]}
-    if data["data_digest"]["before"] != data["data_digest"]["after"]:
+    if all(data["data_digest"][side] for side in sides) and data["data_digest"]["before"] != data["data_digest"]["after"]:
         parts = [f"{what.replace('_', ' ')} {row['before']} → {row['after']}" for what, row in data.items() if what != "data_digest" and row["before"] != row["after"]]
         said.append(f"The bars are others: {', '.join(parts) or 'the same span, symbols and number of rows, with other values'}.")
     if found["settings"]:
@@ -167,12 +174,19 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             said.append(f"{unit[0].upper()}{unit[1:]}: {row['before']:+.3f} → {row['after']:+.3f} ({row['difference']:+.4f}).")
     if found["metrics"] and not moved and all(row["before"] == row["after"] for row in found["metrics"]):
         said.append("No metric moved.")
-    if rules := [f"{row['rule']} ({row['before'] or 'absent'} → {row['after'] or 'absent'})" for row in found["rules"] if row["before"] != row["after"]]:
+    judged = [any(row[side] for row in found["rules"]) for side in sides]
+    if found["rules"] and not all(judged):
+        said.append(f"The gate judged {found['runs'][judged.index(True)]} only." if any(judged) else "The gate judged neither.")
+    elif rules := [f"{row['rule']} ({row['before'] or 'absent'} → {row['after'] or 'absent'})" for row in found["rules"] if row["before"] != row["after"]]:
         said.append(f"{len(rules)} rule{'s' if len(rules) > 1 else ''} of the gate came out otherwise: {_few(rules, 4)}.")
     for what, word in (("code", "Other code"), ("libraries", "Other libraries"), ("data_files", "Other data files")):
         if found[what]:
             said.append(f"{word}: {_few(found[what])}.")
-    return said or [f"Results of {_few(found['results'])} differ." if found["results"] else "Nothing: the same data, settings, features, code and results."]
+    if not said:
+        unknown = {what for row in found["unknown"] for what in row["what"]}
+        same = ["settings", *(name for name in ("bars", "features", "code", "libraries", "data files") if name not in unknown), "results"]
+        said.append(f"Results of {_few(found['results'])} differ." if found["results"] else f"Nothing{' that is known' if unknown else ''}: the same {', '.join(same[:-1])} and {same[-1]}.")
+    return said + [f"Not known of {row['run']}: {', '.join(row['what'])}." for row in found["unknown"]]
 
 # %% ../nbs/54_compare.ipynb #f4015b22
 def _value(value: Any) -> str:
@@ -265,20 +279,29 @@ def compare_page(first: Mapping[str, Any], second: Mapping[str, Any], found: Map
     return reports.page(f"{found['runs'][0]} and {found['runs'][1]}", body)
 
 # %% ../nbs/54_compare.ipynb #f7854034
+def _folder(path: Path, dry_run: bool = False) -> Path:
+    """The folder that `--to` names, made if it is not there."""
+    try:
+        if not dry_run:
+            Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--to {path} is no folder, and none can be made there ({error.strerror}).") from None
+    return Path(path)
+
+
 def write_comparison(store: Store, folder: Path, first: str, second: str, artifacts: ArtifactStore, to: Path | None = None, dry_run: bool = False) -> tuple[Path, dict[str, Any]]:
     """Write the page on two runs into the folder of all reports, or into `to`; returns its path and the difference.
 
     Raises
     ------
     ConfigError
-        If one of them is not known.
+        If one of them is not known, or `to` is no folder.
     """
     sides = [recorded(store, folder, run) for run in (first, second)]
     found = difference(*sides, store, artifacts)
-    target = Path(to or folder)
+    target = _folder(to or folder, dry_run)
     path = target / f"compare_{first}_{second}.html"
     if not dry_run:
-        target.mkdir(parents=True, exist_ok=True)
         publish(path, compare_page(*sides, found, artifacts, "." if to is None else folder.resolve().as_uri()).encode())
     return path, found
 
@@ -357,12 +380,12 @@ def summary_parts(store: Store, folder: Path, draft: Mapping[str, Any], token: i
 
 # %% ../nbs/54_compare.ipynb #5a736b8b
 def rebuild(store: Store, folder: Path, run_id: str, artifacts: ArtifactStore, to: Path | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Make the pages of a run again from its notebooks and its manifest.
+    """Make the pages of a run again from its notebooks and its manifest: those that are missing or damaged, or all of them into another folder.
 
     Parameters
     ----------
     to : Path, optional
-        Another folder for the pages. By default they go into the run's own folder, if they are what the manifest says.
+        Another folder for the pages. By default those whose digest is not the one that the manifest signs are written into the run's own folder, if they come out as signed; the others are left alone.
 
     Returns
     -------
@@ -372,7 +395,7 @@ def rebuild(store: Store, folder: Path, run_id: str, artifacts: ArtifactStore, t
     Raises
     ------
     ConfigError, IntegrityError
-        If the run has no manifest, a notebook of it is missing or was changed, or pages would differ and no other folder is given.
+        If the run has no manifest, `to` is no folder, or a page cannot be made again as it was: its notebook is missing or was changed, or this version makes it otherwise. The pages that can be made are written first.
     """
     source = folder / run_id
     with store.read() as conn:
@@ -385,26 +408,28 @@ def rebuild(store: Store, folder: Path, run_id: str, artifacts: ArtifactStore, t
     if not reports.check_manifest(manifest) or manifest["manifest"] != row["manifest_digest"]:
         raise IntegrityError(f"{source / 'manifest.json'} is not what the store knows; `mltrader verify {run_id}` says more. Nothing was written.")
     draft = {key: value for key, value in manifest.items() if key != "manifest"} | {"files": {}}
-    parts = summary_parts(store, folder, draft, row["token"], artifacts) if "summary.html" in manifest["files"] else None
-    pages: dict[str, bytes] = {}
-    for name, digest in manifest["files"].items():
-        if name.endswith(".ipynb"):
-            notebook = source / name
-            if not notebook.is_file() or digest_file(notebook) != digest:
-                raise IntegrityError(f"{notebook} is {'changed' if notebook.is_file() else 'missing'}: its page cannot be made again. Nothing was written.")
-            task = name.removesuffix(".ipynb").removesuffix(".FAILED")
-            pages[name.removesuffix(".ipynb") + ".html"] = reports.task_page(notebook, task, run_id, manifest["tasks"], parts).encode()
-    differing = sorted(name for name, page in pages.items() if digest_bytes(page) != manifest["files"].get(name))
+    files = manifest["files"]
+    names = [name for name in files if name.endswith(".html") and name.removesuffix(".html") + ".ipynb" in files]
+    wanted = [name for name in names if to is not None or not (source / name).is_file() or digest_file(source / name) != files[name]]
+    parts = summary_parts(store, folder, draft, row["token"], artifacts) if "summary.html" in wanted else None
+    pages, faults = {"index.html": reports.run_index(manifest).encode()}, []
+    for name in wanted:
+        notebook = source / (name.removesuffix(".html") + ".ipynb")
+        if notebook.is_file() and digest_file(notebook) == files[notebook.name]:
+            pages[name] = reports.task_page(notebook, name.removesuffix(".html").removesuffix(".FAILED"), run_id, manifest["tasks"], parts).encode()
+        else:
+            faults.append(f"{name} cannot be made: {notebook} is {'changed' if notebook.is_file() else 'missing'}; restore it from a backup")
+    differing = sorted(name for name in wanted if name in pages and digest_bytes(pages[name]) != files[name])
     if differing and to is None:
-        raise ConfigError(f"{len(differing)} of {len(pages)} pages would differ from those that the manifest of {run_id} signs ({_few(differing, 4)}): this version of mltrader, its libraries or the "
-                          f"store is not the one that made them. They stay as they are; `mltrader report {run_id} --to FOLDER` writes the new ones elsewhere.")
-    target = source if to is None else Path(to)
-    pages["index.html"] = reports.run_index(manifest).encode()
-    written = sorted(name for name, page in pages.items() if not (target / name).is_file() or (target / name).read_bytes() != page)
+        faults.append(f"{_few(differing, 4)} would not become what the manifest signs: this version of mltrader, its libraries, the store or the reports of the run before are not those that the page was made with; "
+                      f"`mltrader report {run_id} --to FOLDER` writes what it would be elsewhere")
+    target = source if to is None else _folder(to, dry_run)
+    written = sorted(name for name, page in pages.items() if (to is not None or name not in differing) and (not (target / name).is_file() or (target / name).read_bytes() != page))
     for name in [] if dry_run else written:
-        target.mkdir(parents=True, exist_ok=True)
         publish(target / name, pages[name])
     if to is None and not dry_run:
         with store.read() as conn:
             publish(folder / "index.html", reports.all_runs_index(folder, db.runs(conn)).encode())
-    return {"run_id": run_id, "page": str(target / ("summary.html" if "summary.html" in pages else "index.html")), "pages": sorted(pages), "written": written, "differing": differing}
+    if faults:
+        raise IntegrityError(f"Run {run_id}: {'. '.join(faults)}. {'Would be written' if dry_run else 'Written'}: {_few(written, 20) or 'nothing'}.")
+    return {"run_id": run_id, "page": str(target / ("summary.html" if "summary.html" in names else "index.html")), "pages": sorted([*names, "index.html"]), "written": written, "differing": differing}

@@ -125,14 +125,20 @@ def shade_regimes(ax: Axes, sessions: "pd.Series", regimes: "pd.Series", alpha: 
 def png(figure: Figure) -> bytes:
     """The figure as PNG bytes, without date or software version inside.
 
-    A name from data is no formula: text with a `$` is drawn as it is. Only the labels of logarithmic axes are formulas, matplotlib's own.
+    A name from data is no formula: text with a `$` is drawn as it is. Only the labels that matplotlib itself makes for numbers on an axis are formulas.
     """
     from io import BytesIO
 
     from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
 
+    own: set[int] = set()
+    for axis in [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]:
+        for formatter, minor in ((axis.get_major_formatter(), False), (axis.get_minor_formatter(), True)):
+            labels = [*axis.get_ticklabels(minor=minor), axis.get_offset_text()]  # asked for, they have their text, as else when they are drawn
+            own |= {id(text) for text in labels if isinstance(formatter, LogFormatter | ScalarFormatter)}
     for text in figure.findobj(Text):
-        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():
+        if "$" in text.get_text() and id(text) not in own:
             text.set_parse_math(False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

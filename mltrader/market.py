@@ -1916,6 +1916,10 @@ def _marks(output: TaskOutput) -> pd.DataFrame:
     return found[(found["file"] == "panel") & found["column"].isin(["adj_close", "high", "low"])]
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def figure(output: TaskOutput) -> "Figure":
     """Coverage and quality: where a symbol has whole bars or closes only, how complete and sound they are, and where index, VIX and rates are known."""
     from matplotlib.lines import Line2D
@@ -1951,7 +1955,7 @@ def figure(output: TaskOutput) -> "Figure":
     shown = "" if summary["symbols"] <= 60 else " (60 shown)"
     finding = f"{summary['symbols']} symbols{shown}, {summary['rows']:,} bars, {span}; whole bars in {share:.0%}"
     found, worst = summary["quality"], scores["score"].idxmin()
-    finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {found['splits']} suspected split(s), {found['bad_ticks']} bad tick(s); "
+    finding += (f"\n{found['completeness']:.2%} of the sessions of {found['calendar']}; {_count(found['splits'], 'suspected split')}, {_count(found['bad_ticks'], 'bad tick')}; "
                 f"lowest score {found['lowest_score']:.2f} ({worst}), median {found['median_score']:.2f}.")
     figures.headline(picture, "\n".join([*summary["degraded"], finding, textwrap.fill(summary["survivorship"], 105)]))
     handles = [Patch(color=colors[kind], label=label) for kind, _, label in kinds]
@@ -1969,7 +1973,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
     shares = {name: (100 * shown[name]).round(1) for name in ("share_ohlc", "share_volume", "completeness", "stale_share")}
     names = {"first_session": "first", "last_session": "last", "share_ohlc": "whole bars %", "share_volume": "volume %", "completeness": "complete %",
              "stale_share": "stale %", "bad_ticks": "bad ticks", "stale_sessions": "sessions since last"}
-    shown = shown.assign(**days, **shares, score=shown["score"].round(3)).drop(columns=["expected", "last_present", "alive"])
+    shown = shown.assign(**days, **shares, rows=shown["rows"].map("{:,}".format), score=shown["score"].round(3)).drop(columns=["expected", "last_present", "alive"])
     first = ["symbol", "sector", "first_session", "last_session", "rows", "score", "completeness"]
     shown = shown[[*first, *(c for c in shown if c not in (*first, "sources")), "sources"]]
     return shown.rename(columns=names).reset_index(drop=True)

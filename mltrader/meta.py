@@ -960,5 +960,6 @@ def table(output: TaskOutput) -> pd.DataFrame:
     frame = pd.DataFrame(output.documents["summary"]["performance"])
     interval = "[" + frame["ic_low"].map("{:+.3f}".format) + ", " + frame["ic_high"].map("{:+.3f}".format) + "]"
     frame = frame.assign(**{"gain over prior": frame["prior_log_loss"] - frame["log_loss"], "IC 95 %": interval.where(frame["ic"].notna(), "")})
+    frame["scope"] = frame["scope"].str.replace("_", " ")
     shown = frame[["scope", "model", "n_rows", "log_loss", "gain over prior", "calibration_error", "balanced_accuracy", "macro_f1", "ic", "IC 95 %"]]
-    return shown.round({"log_loss": 4, "gain over prior": 4, "calibration_error": 3, "balanced_accuracy": 3, "macro_f1": 3, "ic": 4})
+    return shown.round({"log_loss": 4, "gain over prior": 4, "calibration_error": 3, "balanced_accuracy": 3, "macro_f1": 3, "ic": 4}).rename(columns={"ic": "IC"})

@@ -691,6 +691,9 @@ def deflate(backtest: Mapping[str, Any], trials: int, level: float) -> tuple[flo
     return normal.cdf(lead / error), needed
 
 
+_BOUND = "lower bound of the edge"
+
+
 def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None, trials: int = 1) -> dict[str, Any]:
     """Whether the candidate's direction can be traded on: verdict, statement, and what it rests on.
 
@@ -712,10 +715,11 @@ def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None,
     rule = rule or PromotionSettings()
     edge, low, high, blocks = (_number(backtest.get(name)) for name in ("tradable_edge_ann", "low", "high", "n_blocks"))
     whole = all(map(math.isfinite, (edge, low, high, blocks)))
-    bound = lower_bound(Interval(edge, low, high, 0, 0, int(blocks)), rule.level / 2 / rule.looks, rule.level) if whole else _NAN
+    error = rule.level / 2 / rule.looks  # of one look
+    bound = lower_bound(Interval(edge, low, high, 0, 0, int(blocks)), error, rule.level) if whole else _NAN
     sharpe, needed = deflate(backtest, trials, rule.level)
     overfit, years = (_number(backtest.get(name)) for name in ("pbo", "track_record_years"))
-    asked = [("lower bound of the edge", bound, 0.0, bound > 0),
+    asked = [(f"{_BOUND} at {1 - error:.1%}, one-sided", bound, 0.0, bound > 0),
              ("deflated Sharpe ratio", sharpe, rule.min_deflated_sharpe, sharpe >= rule.min_deflated_sharpe),
              ("probability of overfitting", overfit, rule.max_pbo, overfit <= rule.max_pbo),
              ("years of track record", years, needed, years >= needed)]
@@ -723,14 +727,14 @@ def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None,
                 for name, seen, limit, good in asked]
     refuted = whole and high < 0
     verdict = "refuted" if refuted else "tradable" if all(one["status"] == "passed" for one in criteria) else "not shown"
-    return {"verdict": verdict, "statement": _on_trading(verdict, criteria, edge, low, high), "edge_ann": edge, "low": low, "high": high, "bound": bound,
+    return {"verdict": verdict, "statement": _on_trading(verdict, criteria, edge, low, high, rule.level), "edge_ann": edge, "low": low, "high": high, "bound": bound,
             "criteria": criteria}
 
 
-def _on_trading(verdict: str, criteria: Sequence[Mapping[str, Any]], edge: float, low: float, high: float) -> str:
+def _on_trading(verdict: str, criteria: Sequence[Mapping[str, Any]], edge: float, low: float, high: float, level: float) -> str:
     """The answer in a sentence or two."""
     place = "above" if low > 0 else "below" if high < 0 else "not above"
-    words = (f"its edge over an exposure-matched portfolio is {edge:+.1%} a year [{low:+.1%}, {high:+.1%}], {place} zero" if math.isfinite(edge + low + high)
+    words = (f"its edge over an exposure-matched portfolio is {edge:+.1%} a year [{low:+.1%}, {high:+.1%} at {1 - level:.0%}], {place} zero" if math.isfinite(edge + low + high)
              else "its edge over an exposure-matched portfolio was not measured")
     if verdict == "tradable":
         return f"Tradable: {words}, and the deflated Sharpe ratio, the overfitting test and the track record agree."
@@ -981,7 +985,9 @@ def trading(output: TaskOutput) -> pd.DataFrame:
     """What the answer on tradability rests on; the answer is the caption (`attrs`)."""
     answer = output.documents["decision"]["tradable"]
     shown = pd.DataFrame(answer["criteria"]).rename(columns={"criterion": "to be tradable"})
-    shown[["observed", "limit"]] = shown[["observed", "limit"]].map(_short)
+    yearly = shown["to be tradable"].str.startswith(_BOUND)
+    for name in ("observed", "limit"):
+        shown[name] = [f"{value:.1%} a year" if a_year and math.isfinite(value) else _short(value) for value, a_year in zip(shown[name], yearly, strict=True)]
     shown.attrs["caption"] = answer["statement"]
     return shown
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN', 'LIVE_COLUMNS', 'PAGE_STYLE',
-           'MATHML', 'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'BADGES', 'TaskSpec', 'TaskSettings',
+           'MATHML', 'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'NAMES', 'BADGES', 'TaskSpec', 'TaskSettings',
            'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
@@ -17,6 +17,7 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -660,6 +661,7 @@ def harmless(html: str) -> str:
 
 
 WORDS = {"NaN": "–", "NaT": "–", "None": "–", "nan": "–", "<NA>": "–", "inf": "∞", "-inf": "-∞", "True": "yes", "False": "no"}
+NAMES = frozenset("symbol name event event_name run run_id version model_version feature sector".split())  # columns of names: 600519 is a ticker there, and so is NaN
 
 
 def shown_cell(text: str, grouped: bool = False) -> str:
@@ -670,7 +672,10 @@ def shown_cell(text: str, grouped: bool = False) -> str:
 
 
 def readable_tables(html: str) -> str:
-    """Data frames in `html` without row numbers, with text on the left, numbers on the right, a dash for what is missing, words as titles, and a border that scrolls."""
+    """Data frames in `html` without row numbers, with text on the left, numbers on the right, a dash for what is missing, words as titles, and a border that scrolls.
+
+    Names stay as they are, also those of digits: the columns `NAMES`, and any with a leading zero.
+    """
     from bs4 import BeautifulSoup
 
     def one(match: re.Match[str]) -> str:
@@ -690,17 +695,20 @@ def readable_tables(html: str) -> str:
                     title.string = name.text
             head.pop().decompose()
         cells = [row.find_all("td") for row in rows]
-        for column in zip(*cells, strict=False):
+        columns = [*zip(*cells, strict=False)]
+        titles = [title.text for title in head[-1].find_all("th")] if head else []
+        for column, title in zip(columns[::-1], [*titles[::-1], *[""] * len(columns)], strict=False):
+            named = title in NAMES or any(re.fullmatch(r"0\d+", cell.text) for cell in column)
             whole = all(re.fullmatch(r"-?\d+\.0|NaN|nan|", cell.text) for cell in column)
             texts = [cell.text[:-2] if whole and cell.text.endswith(".0") else cell.text for cell in column]
             grouped = any(re.fullmatch(r"-?\d{5,15}", text) for text in texts)
-            for cell, text in zip(column, texts, strict=True):
+            for cell, text in zip([] if named else column, texts, strict=False):
                 cell.string = shown_cell(text, grouped)
-            if any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
+            if named or any(re.search(r"[^\W\d]{2}", cell.text) for cell in column):
                 for cell in column:
                     cell["class"] = ["text", "wrap"] if max(len(c.text) for c in column) > 40 else ["text"]
         for row in head:
-            for title, column in zip(row.find_all("th")[::-1], [*zip(*cells, strict=False)][::-1], strict=False):
+            for title, column in zip(row.find_all("th")[::-1], columns[::-1], strict=False):
                 title["class"] = column[0].get("class", [])
             for title in row.find_all("th"):
                 title.string = re.sub(r"^n (?=\w)", "", title.text.replace("_pct", " %").replace("_", " "))
@@ -869,15 +877,34 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    IntegrityError, ValueError
-        If it was changed.
+    IntegrityError
+        If it was changed, is damaged, or never was a manifest.
     """
-    return unsealed(path) if b'"seal"' in path.read_bytes() else dict(json.loads(path.read_bytes()))
+    data = path.read_bytes()
+    if b'"seal"' in data:
+        return unsealed(path)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise IntegrityError(f"{path} is no manifest: it is damaged, or another file; restore it from a backup.")
+    return document
 
 
 def check_manifest(document: Mapping[str, Any]) -> bool:
     """Whether a manifest's own digest fits its content."""
-    return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
+    try:
+        return digest_json({key: value for key, value in document.items() if key != "manifest"}) == document.get("manifest")
+    except ValueError:  # no manifest holds what JSON cannot
+        return False
+
+
+def _has_form(document: Mapping[str, Any]) -> bool:
+    """Whether this is of the form of a run's manifest: a folder of reports may hold other files of that name."""
+    tasks = document.get("tasks")
+    return (isinstance(tasks, dict) and all(isinstance(info, dict) and "status" in info for info in tasks.values())
+            and all(isinstance(document.get(name), str) for name in ("run_id", "status", "trigger")))
 
 # %% ../nbs/51_reports.ipynb #9e0d5fb1
 def reports_folder(settings: Settings) -> Path:
@@ -960,7 +987,8 @@ def run_index(manifest: Mapping[str, Any]) -> str:
 
 # %% ../nbs/51_reports.ipynb #99532d7b
 def sparkline(values: Sequence[float], width: int = 90, height: int = 22) -> str:
-    """A small line of `values`, the last one dotted, with a thin line at 0; inline SVG, readable on any background."""
+    """A small line of `values`, the last one dotted, with a thin line at 0; inline SVG, readable on any background. What is no number is left out."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     low, high = min(0.0, *values), max(0.0, *values)
@@ -976,10 +1004,12 @@ def run_records(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> lis
     """All runs, newest first: those with a manifest, and those that only the store knows (`recorded`: rows of `store.runs`), such as lost ones."""
     found = {}
     for path in folder.glob("*/manifest.json"):
+        name = path.parent.name
         try:
-            found[path.parent.name] = {**read_manifest(path), "folder": path.parent.name}
-        except (IntegrityError, ValueError, OSError):
-            found[path.parent.name] = {"run_id": path.parent.name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}, "folder": path.parent.name}
+            manifest = read_manifest(path)
+        except (IntegrityError, OSError):
+            manifest = {}
+        found[name] = {**(manifest if _has_form(manifest) and check_manifest(manifest) else {"run_id": name, "status": "unreadable", "trigger": "", "started_at": "", "tasks": {}}), "folder": name}
     for row in recorded:
         if row["kind"] in ("cycle", "monitor") and row["id"] not in found and row["status"] != "running":
             found[row["id"]] = {"run_id": row["id"], **{name: row[name] for name in ("kind", "status", "trigger", "verdict")}, "as_of": row["as_of"] and str(row["as_of"]), "error": row["error_message"],
@@ -1012,11 +1042,12 @@ def all_runs_index(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> 
             daily.setdefault(str(m.get("started_at"))[:7], []).append((_link(m), (badge(m["status"]),), str(m.get("as_of") or "–"), found))
             continue
         gain = ((m["tasks"].get("promotion") or {}).get("metrics") or {}).get("gain_over_prior")
-        gains += [gain] if isinstance(gain, float) else []
+        gain = gain if isinstance(gain, float) and math.isfinite(gain) else None
+        gains += [] if gain is None else [gain]
         count = {s: sum(t["status"] == s for t in m["tasks"].values()) for s in ("ran", "reused", "failed", "aborted")}
         what = ", ".join(f"{n} {s}" for s, n in count.items() if n) or str(m.get("error") or "")
         summary = _link(m, "summary.html", "summary") if "summary.html" in m.get("files", {}) else ("",)
-        cycles.append((_link(m), (badge(m["status"]),), (badge(m["verdict"]),) if m.get("verdict") else "–", (sparkline(gains) + f" {gain:+.3f}" if isinstance(gain, float) else "–",), str(m.get("as_of") or "–"),
+        cycles.append((_link(m), (badge(m["status"]),), (badge(m["verdict"]),) if m.get("verdict") else "–", ("–" if gain is None else sparkline(gains) + f" {gain:+.3f}",), str(m.get("as_of") or "–"),
                        str(m["trigger"]), "" if m.get("minutes") is None else f"{m['minutes']:.1f} min", what, summary))
     columns = ["run", "status", "verdict", "gain over the prior, nats", "as of", "trigger", "time", "tasks", ""]
     newest, older = cycles[::-1][:50], cycles[::-1][50:]
@@ -1077,9 +1108,11 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         return [f"{run_id}: {path} is missing"]
     try:
         manifest = read_manifest(path)
-    except (IntegrityError, ValueError) as error:
+    except IntegrityError as error:
         return [f"{run_id}: manifest.json was changed: {error}"]
     faults = [] if check_manifest(manifest) else [f"{run_id}: manifest.json was changed (its digest does not fit)"]
+    if not _has_form(manifest):
+        return faults or [f"{run_id}: {path} is no manifest of a run"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
         written = db.rows_digest(conn, run_id)
@@ -1094,7 +1127,7 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         before = folder / previous["run_id"] / "manifest.json"
         try:
             found = read_manifest(before).get("manifest")
-        except (OSError, ValueError, IntegrityError):
+        except (OSError, IntegrityError):
             found = None
         if found != previous["manifest"]:
             faults.append(f"{run_id}: the chain is broken at the run before it, {previous['run_id']}")

@@ -500,3 +500,14 @@ def test_odd_values_are_logged_all_the_same(home, monkeypatch):
     log.event("s", "lone \ud800 surrogate \n new line", value=float("nan"), when=START, many=["x"] * 9000)
     entry = log.read_log("r7")[0]
     assert entry["left_out"] == ["many", "value", "when"] and len(log.log_file().read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("token", ['pässwörter"quote-1234', "back\\slash\\word", "Ключ-к-замку", "87654321"])
+def test_a_secret_is_found_in_fields_however_json_would_write_it(tmp_path, monkeypatch, token):
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    monkeypatch.setenv(log.DASHBOARD_TOKEN, token)
+    log.event("s", f"asked with {token}", run_id="r8", url=f"/?token={token}", deep={token: [1, {"x": f"<{token}>"}]}, number=87654321, rows=26)
+    assert json.dumps(token)[1:-1] not in log.log_file().read_text() and token not in log.log_file().read_text()
+    entry = log.read_log("r8")[0]
+    assert entry["message"] == "asked with ***" and entry["url"] == "/?token=***" and entry["deep"] == {"***": [1, {"x": "<***>"}]} and entry["rows"] == 26
+    assert entry["number"] == ("***" if token.isdigit() else 87654321)

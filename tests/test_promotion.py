@@ -712,6 +712,15 @@ def test_tradable_and_refuted():
     assert promotion.tradable({**ALL_SHOWN, "tradable_edge_ann": -0.5, "low": -0.6, "high": -0.4})["verdict"] == "refuted"
 
 
+def test_the_edge_and_its_bound_say_their_unit_and_level():
+    """The interval is at 95 %, the bound that decides at the level of one look: two numbers of the same thing."""
+    answer = promotion.tradable({**ALL_SHOWN, "tradable_edge_ann": -0.046, "low": -0.08, "high": -0.015})
+    assert "is -4.6% a year [-8.0%, -1.5% at 95%], below zero; not passed: lower bound of the edge at 99.9%, one-sided" in answer["statement"]
+    shown = promotion.trading(TaskOutput(documents={"decision": {"tradable": answer}}))
+    assert shown.iloc[0].tolist() == ["lower bound of the edge at 99.9%, one-sided", f"{answer['bound']:.1%} a year", "0.0% a year", "failed"] and answer["bound"] < -0.08
+    assert promotion.trading(TaskOutput(documents={"decision": {"tradable": promotion.tradable({})}}))["observed"].tolist() == [""] * 4
+
+
 class Fixed:
     feature_names_in_ = np.array(["f"])
 

@@ -203,7 +203,8 @@ def test_the_report_names_every_planted_fault_and_changes_no_bar(tmp_path):
     assert table.at[next(iter(planted))[0], "score"] <= 0.5 < 0.6 <= table.at[next(iter(ticks))[0], "score"] < 1 == table.at["S5", "score"]
     got = output.frames["panel"][["session", "symbol", *PRICES, "volume"]]
     pd.testing.assert_frame_equal(got.reset_index(drop=True), late[got.columns].reset_index(drop=True), check_dtype=False)
-    assert market.figure(output).axes and len(market.table(output)) == 7
+    assert "; 1 suspected split, 1 bad tick;" in market.figure(output).finding and len(market.table(output)) == 7
+    assert market.table(output)["rows"].tolist() == [f"{rows:,}" for rows in output.frames["quality"]["rows"]]
 
 
 def replace_close(bars: pd.DataFrame, symbol: str, days: np.ndarray) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.text import Text
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from typer.testing import CliRunner
 from xss import FACTS, MARK, PAYLOADS, watched
@@ -85,7 +86,7 @@ def difference_of(name: str, other: str) -> dict:
     return {"runs": [name, other], "head": [{"what": "verdict", "before": name, "after": other}], "data": [{"what": w, "before": name, "after": other} for w in ("provider", "data_digest")],
             "settings": compare.settings_difference({name: {name: name}}, {name: {name: other}}), "features": {"added": [name], "removed": [other], "before": 1, "after": 1},
             "metrics": [{"metric": name, "before": 1.0, "after": 2.0, "difference": 1.0}], "rules": compare.rule_difference([{"rule": name, "scope": other, "status": name, "observed": 1.0}], []),
-            "importance": compare.importance_difference(*frames), "code": [name], "libraries": [name], "data_files": [name], "results": [name]}
+            "importance": compare.importance_difference(*frames), "code": [name], "libraries": [name], "data_files": [name], "results": [name], "unknown": [{"run": name, "what": [other]}]}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def evil(tmp_path_factory) -> dict[str, list[str]]:
     made["run"] = [reports.run_index(m) for m in manifests]
     for i, manifest in enumerate(manifests):
         (folder / f"run{i}").mkdir()
-        (folder / f"run{i}" / "manifest.json").write_bytes(reports.canonical_json({**manifest, "kind": "monitor" if i % 3 == 0 else "cycle"}))
+        (folder / f"run{i}" / "manifest.json").write_bytes(reports.canonical_json(reports.seal_manifest({**manifest, "kind": "monitor" if i % 3 == 0 else "cycle"})))
     rows = [{"id": name, "kind": kind, "status": "lost", "trigger": name, "verdict": name, "as_of": None, "error_message": name, "started_at": CLOCK.now(), "token": i} for i, name in enumerate(GROUPS)
             for kind in ("cycle", "monitor")]
     made["all runs"] = reports.all_runs_index(folder, rows)
@@ -194,6 +195,34 @@ def test_pages_fit_a_narrow_screen_and_a_dark_one(browser, tmp_path):
         tab.close()
 
 
+TICKERS = ["000001", "600519", "7203", "NaN", "None", "True", "inf", "1.0", "0.12345678901", "1e5"]
+
+
+@pytest.mark.parametrize("title", ["symbol", "name", "event", "run", "version", "feature", "sector", "code with a leading zero"])
+def test_a_name_of_digits_or_words_stays_itself(title):
+    """Tickers of Shenzhen, Shanghai and Tokyo are digits, and one may read NaN; numbers beside them are made readable."""
+    frame = pd.DataFrame({"kind": "k", title: TICKERS, "rows": 143366, "missing": [None] * 9 + [1.0]})
+    for html in (frame.to_html(), frame.set_index("kind").to_html(), frame.set_index(title).to_html()):
+        shown = reports.readable_tables(html)
+        assert [name for name in TICKERS if f">{name}</t" not in shown] == [], title
+        assert shown.count(">143,366</td>") == 10 and shown.count(">–</td>") == 9
+
+
+@pytest.mark.parametrize("name", [r"a $\mathdefault{b}\frac$ c", r"$\mathdefault{10^{77}}$", "$x$", r"\mathdefault $ and $\frac$"])
+def test_a_name_is_no_formula_wherever_it_is_drawn(name):
+    """In a title, a legend, the labels of categories and of ticks set by hand; the labels of a logarithmic axis stay formulas."""
+    picture, (ax, other) = figures.new(1, 2, height=1.5, width=5)
+    ax.barh([name], [1000.0], label=name)
+    ax.set(xscale="log", title=name, xlabel=name)
+    ax.legend()
+    other.set_xticks([0.0, 1.0], [name, "b"])
+    figures.png(picture)
+    texts = [text for text in picture.findobj(Text) if "$" in text.get_text()]
+    named = [text.get_parse_math() for text in texts if text.get_text() == name]
+    assert len(named) >= 5 and not any(named)
+    assert all(text.get_parse_math() for text in ax.get_xticklabels()) and "\\mathdefault" in ax.get_xticklabels()[-1].get_text()
+
+
 # --- pages made again ------------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +285,27 @@ def test_a_summary_says_what_changed_and_the_index_what_was_lost(past):
     assert index.index("./r3/index.html") < index.index(">r2<") < index.index("./r1/index.html") and "without a word" in index and index.count("<svg") == 2
 
 
+NO_MANIFESTS = (b"", b"{", b"{}", b"[]", b"[1]", b"null", b"\xff", b'{"seal": ""}', b'{"run_id": "x", "status": "success", "tasks": {}}', b'{"run_id": "x", "status": "success", "trigger": "t", "tasks": {}, "manifest": "m"}',
+                *(reports.canonical_json(reports.seal_manifest({"run_id": "x", "status": "success", "trigger": "t", "tasks": tasks})) for tasks in (None, [1], {"market": None})), b'{"run_id": "\\ud800", "tasks": {}}')
+
+
+def test_other_files_named_like_a_manifest_cost_no_run_its_end(past):
+    """Whatever lies in a folder beside the runs: the next run ends, the index names the folder, and `verify` says of a run's own what it is."""
+    for i, data in enumerate(NO_MANIFESTS):
+        (past.folder / f"old{i}").mkdir()
+        (past.folder / f"old{i}" / "manifest.json").write_bytes(data)
+    past.run("r4", 0.2)
+    index = (past.folder / "index.html").read_text()
+    assert f"{len(NO_MANIFESTS)} unreadable" in index and all(f"./old{i}/index.html" in index for i in range(len(NO_MANIFESTS)))
+    assert [r["run_id"] for r in reports.run_records(past.folder) if r["status"] != "unreadable"] == ["r4", "r3", "r1"]
+    for data in NO_MANIFESTS:
+        (past.folder / "r4" / "manifest.json").write_bytes(data)
+        assert reports.verify_run(past.store, "r4", past.folder, past.files), data
+        with pytest.raises(IntegrityError, match="manifest.json"):
+            compare.rebuild(past.store, past.folder, "r4", past.files)
+        assert compare.recorded(past.store, past.folder, "r4")["verdict"] == "HOLD"
+
+
 def test_pages_are_made_again_as_they_were_and_the_chain_holds(past):
     past.run("r4", 0.2)  # what comes later does not change what r3's page says
     page = past.folder / "r3" / "summary.html"
@@ -270,27 +320,54 @@ def test_pages_are_made_again_as_they_were_and_the_chain_holds(past):
     assert [reports.verify_run(past.store, run, past.folder, past.files) for run in ("r1", "r3", "r4")] == [[], [], []]
 
 
-def test_another_version_of_the_pages_goes_beside(past, monkeypatch, tmp_path):
+def test_a_page_is_repaired_whatever_became_of_the_others(past, tmp_path):
+    """The summary would come out otherwise without the reports of the run before: it is whole, so it is left alone. If it is damaged too, it is named, and the other page is repaired all the same."""
+    page, summary = (past.folder / "r3" / name for name in ("market.html", "summary.html"))
+    good = page.read_bytes(), summary.read_bytes()
+    shutil.rmtree(past.folder / "r1")
+    page.unlink()
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == ["market.html"] and (page.read_bytes(), summary.read_bytes()) == good
+    page.write_bytes(b"spoilt")
+    summary.write_bytes(b"spoilt")
+    said = CliRunner().invoke(app, ["report", "r3"]).exception
+    assert isinstance(said, IntegrityError) and said.exit_code == 1 and "summary.html would not become what the manifest signs" in str(said) and "Written: market.html." in str(said)
+    assert (page.read_bytes(), summary.read_bytes()) == (good[0], b"spoilt")
+    made = compare.rebuild(past.store, past.folder, "r3", past.files, tmp_path / "beside")
+    assert made["differing"] == ["summary.html"] and "Not known of r1: bars, features, code, libraries, data files." in Path(made["page"]).read_text()
+
+
+def test_another_version_leaves_whole_pages_alone(past, monkeypatch, tmp_path):
     before = {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir()}
     monkeypatch.setattr(reports, "PAGE_STYLE", "body{color:red}")
-    with pytest.raises(ConfigError, match="2 of 2 pages would differ .* --to FOLDER"):
-        compare.rebuild(past.store, past.folder, "r3", past.files)
     made = compare.rebuild(past.store, past.folder, "r3", past.files, tmp_path / "beside")
     assert made["differing"] == ["market.html", "summary.html"] and "color:red" in Path(made["page"]).read_text()
-    assert {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir()} == before
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == ["index.html"]  # the one page that nothing signs
+    assert {p.name: p.read_bytes() for p in (past.folder / "r3").iterdir() if p.name != "index.html"} == {name: data for name, data in before.items() if name != "index.html"}
 
 
 def test_a_page_is_not_made_of_a_notebook_that_was_changed(past):
-    path = past.folder / "r3" / "market.ipynb"
+    path, page = (past.folder / "r3" / f"market.{kind}" for kind in ("ipynb", "html"))
     path.write_text(path.read_text().replace("Because", "Whatever"))
+    assert compare.rebuild(past.store, past.folder, "r3", past.files)["written"] == []  # its page is whole
+    page.unlink()
     with pytest.raises(IntegrityError, match="market.ipynb is changed"):
         compare.rebuild(past.store, past.folder, "r3", past.files)
+    assert not page.exists()
     with pytest.raises(ConfigError, match=r"r2 \(lost\) has no manifest"):
         compare.rebuild(past.store, past.folder, "r2", past.files)
     manifest = past.folder / "r3" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"PROMOTE"', '"HOLD"'))
-    with pytest.raises((IntegrityError, ValueError)):
+    with pytest.raises(IntegrityError, match="seal does not fit"):
         compare.rebuild(past.store, past.folder, "r3", past.files)
+
+
+def test_a_file_is_no_folder_to_write_into(past, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for words in (["report", "r3"], ["report", "--compare", "r1", "r3"]):
+        for to in ("taken", "taken/deeper"):
+            said = CliRunner().invoke(app, [*words, "--to", str(tmp_path / to)]).exception
+            assert isinstance(said, ConfigError) and "is no folder" in str(said)
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 # --- two runs ---------------------------------------------------------------------------------------------------------------------
@@ -307,6 +384,24 @@ def test_compare_prints_and_writes_what_differs(past):
     shutil.rmtree(past.folder / "r1")  # its reports were removed: the store still knows the run
     found = compare.difference(compare.recorded(past.store, past.folder, "r1"), compare.recorded(past.store, past.folder, "r3"), past.store, past.files)
     assert found["code"] is None and found["settings"] == [{"setting": "[labels] horizon", "before": 14, "after": 10}]
+
+
+def side(run_id: str, kind: str = "cycle", known: bool = True, **more) -> dict:
+    parts = dict.fromkeys(("code", "libraries", "data"), {} if known else None)
+    return {"run_id": run_id, "kind": kind, "status": "success", "verdict": None, "as_of": None, "trigger": "manual", "settings": {}, "tasks": {}, **parts, **more}
+
+
+def test_a_comparison_says_what_it_does_not_know_and_compares_no_gate_with_none(past, monkeypatch):
+    entries = {"market": {"entries": {"summary": past.files.put({"data_digest": "d"}).as_dict()}}, "features": {"entries": {"feature_set": past.files.put({"names": ["heat"]}).as_dict()}}}
+    said = lambda *pair: compare.sentences(compare.difference(*pair, past.store, past.files))  # noqa: E731
+    assert said(side("a", tasks=entries), side("b", tasks=entries)) == ["Nothing: the same settings, bars, features, code, libraries, data files and results."]
+    assert said(side("a", tasks=entries), side("b", tasks=entries, known=False)) == ["Nothing that is known: the same settings, bars, features and results.", "Not known of b: code, libraries, data files."]
+    assert said(side("a", tasks=entries), side("b"))[-1] == "Not known of b: bars, features." and not [text for text in said(side("a", tasks=entries), side("b")) if "others" in text]
+    rules = {"a": [{"rule": f"rule {i}", "scope": "all", "status": "passed", "observed": 1.0} for i in range(27)]}
+    monkeypatch.setattr(compare, "gate_of", lambda record, store: rules.get(record["run_id"], []))
+    assert said(side("a", tasks=entries, verdict="PROMOTE"), side("b", "monitor", tasks=entries)) == ["Runs of two kinds: cycle and monitor. They do not do the same tasks.", "The gate judged a only."]
+    rules["b"] = [*rules["a"][:-1], {**rules["a"][-1], "status": "failed"}]
+    assert said(side("a", tasks=entries, verdict="PROMOTE"), side("b", tasks=entries, verdict="HOLD")) == ["The verdict went from PROMOTE to HOLD.", "1 rule of the gate came out otherwise: rule 26 (passed → failed)."]
 
 
 numbers = st.dictionaries(st.sampled_from("abcd"), st.floats(-5, 5), max_size=4)
