@@ -691,9 +691,6 @@ def deflate(backtest: Mapping[str, Any], trials: int, level: float) -> tuple[flo
     return normal.cdf(lead / error), needed
 
 
-_BOUND = "lower bound of the edge"
-
-
 def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None, trials: int = 1) -> dict[str, Any]:
     """Whether the candidate's direction can be traded on: verdict, statement, and what it rests on.
 
@@ -719,7 +716,7 @@ def tradable(backtest: Mapping[str, Any], rule: PromotionSettings | None = None,
     bound = lower_bound(Interval(edge, low, high, 0, 0, int(blocks)), error, rule.level) if whole else _NAN
     sharpe, needed = deflate(backtest, trials, rule.level)
     overfit, years = (_number(backtest.get(name)) for name in ("pbo", "track_record_years"))
-    asked = [(f"{_BOUND} at {1 - error:.1%}, one-sided", bound, 0.0, bound > 0),
+    asked = [(f"lower bound of the edge at {1 - error:.1%}, one-sided", bound, 0.0, bound > 0),
              ("deflated Sharpe ratio", sharpe, rule.min_deflated_sharpe, sharpe >= rule.min_deflated_sharpe),
              ("probability of overfitting", overfit, rule.max_pbo, overfit <= rule.max_pbo),
              ("years of track record", years, needed, years >= needed)]
@@ -985,9 +982,8 @@ def trading(output: TaskOutput) -> pd.DataFrame:
     """What the answer on tradability rests on; the answer is the caption (`attrs`)."""
     answer = output.documents["decision"]["tradable"]
     shown = pd.DataFrame(answer["criteria"]).rename(columns={"criterion": "to be tradable"})
-    yearly = shown["to be tradable"].str.startswith(_BOUND)
     for name in ("observed", "limit"):
-        shown[name] = [f"{value:.1%} a year" if a_year and math.isfinite(value) else _short(value) for value, a_year in zip(shown[name], yearly, strict=True)]
+        shown[name] = [f"{x:.1%} a year" if what.startswith("lower bound") and math.isfinite(x) else _short(x) for what, x in zip(shown["to be tradable"], shown[name], strict=True)]
     shown.attrs["caption"] = answer["statement"]
     return shown
 
