@@ -133,6 +133,7 @@ def test_a_leap_day_is_a_session_like_any_other():
 
     inputs = {name: Inputs() for name in ("market", "forest", "boosting", "meta", "features", "memory", "drift", "explain")}
     inputs["features"]["feature_set"], inputs["memory"]["composition"] = {"version": "v", "names": []}, {}
+    inputs["explain"]["summary"] = {"prior": {"sell": 0.3, "hold": 0.5, "buy": 0.2}}
     task = SimpleNamespace(inputs=inputs, settings=load_settings(), as_of="2012-02-29", entries={})
     decision = {"recipe": {}, "trials": 1, "look": 1, "alpha": 0.001, "gate": {}}
     assert reports.candidate_manifest(task, decision)["reference"] == {"reference_start": "2007-02-28", "reference_end": "2012-02-29"}
