@@ -736,7 +736,7 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
     rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00", 5.0), "contribution": f"{100 * part['contribution']:+.1f}",
              "percentile": None if part["percentile"] != part["percentile"] else f"{part['percentile']:.0f}"} for part in parts.sort_values("contribution", key=abs, ascending=False).to_dict("records")]
     return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "contribution": "points", "bar": "", "percentile": "percentile", "value": "value"}) if rows else "",
-                   note(f"to p({call})", "probability points", "against the mean prediction", "blue raises it, orange lowers it")])
+                   note(f"to p({call})", "probability points", "from the class's share among the learned rows", "blue raises it, orange lowers it")])
 
 # %% ../nbs/70_dashboard.ipynb #c34567ac
 def heat_map(cells: pd.DataFrame) -> Safe:
