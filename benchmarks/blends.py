@@ -15,22 +15,15 @@ import os
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timing import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 VARIANTS = {"logistic": {}, "logistic, regime": {"context": "regime"}, "nnls": {"blend": "nnls"}, "nnls, regime": {"blend": "nnls", "context": "regime"}}
-
-
-def cpu(function, *arguments) -> float:
-    """CPU-seconds of one call."""
-    before = time.process_time()
-    function(*arguments)
-    return time.process_time() - before
 
 
 def compare(task, quick: bool) -> list[dict]:

@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 from scipy import stats
+from timing import cpu, interval
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -54,19 +55,6 @@ else:
     start = time.process_time(); Report([DataDriftPreset(method="ks")]).run(two, one); print(time.process_time() - start)
 print(importlib.metadata.version(which))
 """
-
-
-def cpu(work, *arguments) -> float:
-    """CPU-seconds of one call."""
-    before = time.process_time()
-    work(*arguments)
-    return time.process_time() - before
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Median of ratios, and a bootstrap 90 % interval of it."""
-    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
-    return statistics.median(ratios), *np.quantile(medians, [0.05, 0.95])
 
 
 def clopper_pearson(k: int, n: int) -> tuple[float, float]:

@@ -18,7 +18,6 @@ import os
 import platform
 import statistics
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -27,6 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
+from timing import cpu, interval
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -34,19 +34,6 @@ warnings.filterwarnings("ignore")
 BARS = {"boosting, values": 20.0, "boosting, one row": 1.0, "boosting, interactions": 100.0, "boosting, interactions of one row": 100.0, "forest": 5.0}
 LIMITS = {"one explanation": 0.02, "importance, 100 rows": 0.2, "importance by regime": 1.0}
 SAME = 1e-5
-
-
-def cpu(work, *arguments) -> float:
-    """CPU-seconds of one call."""
-    before = time.process_time()
-    work(*arguments)
-    return time.process_time() - before
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Median of ratios, and a bootstrap 90 % interval of it."""
-    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
-    return statistics.median(ratios), *np.quantile(medians, [0.05, 0.95])
 
 
 def world(n: int, features: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timing import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -59,13 +60,6 @@ def cpu(work, *arguments, touch: int = 0) -> float:
     before = time.process_time()
     work(*arguments)
     return time.process_time() - before
-
-
-def interval(ratios: list[float]) -> tuple[float, float, float]:
-    """Median of ratios, and a bootstrap 90 % interval of it."""
-    draw = np.random.default_rng(0)
-    medians = np.median(draw.choice(ratios, (2000, len(ratios))), axis=1)
-    return statistics.median(ratios), *np.quantile(medians, [0.05, 0.95])
 
 
 def resident(key: str) -> float:

@@ -15,23 +15,16 @@ import os
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timing import cpu
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 BAR_S = 5.0
 PENALTY = 50.0
-
-
-def cpu(function, *arguments) -> float:
-    """CPU-seconds of one call."""
-    before = time.process_time()
-    function(*arguments)
-    return time.process_time() - before
 
 
 def peer_states(x: np.ndarray, refits: np.ndarray, window: int, starts: int) -> np.ndarray:

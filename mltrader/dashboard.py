@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['LOOPBACK', 'PATHS', 'COOKIE', 'WITH_PORT', 'HOW_TO_TOKEN', 'BADGES', 'NO_STORE', 'RUN_SCORES', 'COSTS', 'COMMANDS',
            'BUSY_SECONDS', 'DASHBOARD_STYLE', 'WIDGET_STYLE', 'TABS', 'POLICY', 'HEADERS', 'LOGIN', 'is_loopback',
-           'known_hosts', 'needs_token_to_view', 'refusal', 'token_of', 'Doorman', 'Safe', 'markup', 'joined', 'words',
-           'table', 'badge', 'cards', 'note', 'empty', 'section', 'bar', 'drawing', 'picture', 'Source', 'frame_of',
-           'log_tail', 'findings_of', 'now', 'next_due', 'scores_of_runs', 'matured_weeks', 'sessions_since',
-           'predictions', 'explanation', 'log_lines', 'progress_words', 'verdict_words', 'now_page', 'timeline',
-           'lines_picture', 'champion_page', 'gate_table', 'importance_table', 'regimes_table', 'history_part',
-           'why_page', 'drift_part', 'events_part', 'watch_part', 'drift_page', 'prediction_words', 'explanation_html',
-           'heat_map', 'where_page', 'weeks_of', 'equity_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator',
-           'actions_table', 'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard',
-           'open_server', 'address_of', 'serve']
+           'known_hosts', 'needs_token_to_view', 'refusal', 'token_of', 'Doorman', 'markup', 'joined', 'words', 'table',
+           'badge', 'cards', 'note', 'empty', 'section', 'bar', 'drawing', 'picture', 'Source', 'frame_of', 'log_tail',
+           'findings_of', 'now', 'next_due', 'scores_of_runs', 'matured_weeks', 'sessions_since', 'predictions',
+           'explanation', 'log_lines', 'progress_words', 'verdict_words', 'now_page', 'timeline', 'lines_picture',
+           'champion_page', 'gate_table', 'importance_table', 'regimes_table', 'history_part', 'why_page', 'drift_part',
+           'events_part', 'watch_part', 'drift_page', 'prediction_words', 'explanation_html', 'heat_map', 'where_page',
+           'weeks_of', 'equity_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator', 'actions_table',
+           'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard', 'open_server',
+           'address_of', 'serve']
 
 # %% ../nbs/70_dashboard.ipynb #bba6cc9d
 import hmac
@@ -33,13 +33,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import cached_property, partial
-from html import escape
 from math import exp, isfinite
 from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from . import figures, log, quality, registry, reports
 from . import store as db
@@ -180,23 +180,19 @@ class Doorman:
         return until is not None and until > self.clock.now()
 
 # %% ../nbs/70_dashboard.ipynb #69c64c44
-class Safe(str):
-    """HTML: markup of ours, or text that was escaped."""
+def markup(template: str, /, **values: Any) -> Markup:
+    """`template` with `{name}` replaced by the escaped value, or by the value as it is if it is `Markup`."""
+    return Markup(template).format(**values)
 
 
-def markup(template: str, /, **values: Any) -> Safe:
-    """`template` with `{name}` replaced by the escaped value, or by the value as it is if it is `Safe`."""
-    return Safe(template.format(**{name: value if isinstance(value, Safe) else escape(str(value)) for name, value in values.items()}))
-
-
-def joined(parts: Sequence[Any], by: str = "") -> Safe:
-    """Parts in a row, those that are not `Safe` escaped."""
-    return Safe(by.join(part if isinstance(part, Safe) else escape(str(part)) for part in parts))
+def joined(parts: Sequence[Any], by: str = "") -> Markup:
+    """Parts in a row, those that are not `Markup` escaped."""
+    return Markup(by).join(parts)
 
 
 def words(value: Any, digits: int = 3) -> Any:
     """A value as it is shown: a dash for nothing, three decimals, days and minutes in ISO, times in UTC."""
-    if isinstance(value, Safe):
+    if isinstance(value, Markup):
         return value
     if value is None or value is pd.NaT or value is pd.NA or (isinstance(value, (float, np.floating)) and not isfinite(value)):
         return "–"
@@ -215,13 +211,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) or (isinstance(value, str) and re.fullmatch(r"[+-]?[\d.,]+%", value) is not None)
 
 
-def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, str], digits: int = 3) -> Safe:
+def table(rows: Sequence[Mapping[str, Any]] | pd.DataFrame, columns: Mapping[str, str], digits: int = 3) -> Markup:
     """Rows as an HTML table; `columns` maps what a row has to what its column is called. Numbers stand on the right, long texts may wrap."""
     if isinstance(rows, pd.DataFrame):
         rows = rows.to_dict("records")
     cells = [[words(row.get(name), digits) for name in columns] for row in rows]
     number = [all(_is_number(row.get(name)) or row.get(name) is None for row in rows) and any(row.get(name) is not None for row in rows) for name in columns]
-    kind = ["num" if n else "text wrap" if max((len(line[i]) for line in cells if not isinstance(line[i], Safe)), default=0) > 40 else "text" for i, n in enumerate(number)]
+    kind = ["num" if n else "text wrap" if max((len(line[i]) for line in cells if not isinstance(line[i], Markup)), default=0) > 40 else "text" for i, n in enumerate(number)]
     head = joined([markup("<th class='{k}'>{t}</th>", k=k, t=title) for k, title in zip(kind, columns.values(), strict=True)])
     body = joined([markup("<tr>{cells}</tr>", cells=joined([markup("<td class='{k}'>{c}</td>", k=k, c=cell) for k, cell in zip(kind, line, strict=True)])) for line in cells])
     return markup("<div class=table><table class=dataframe><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>", head=head, body=body)
@@ -231,33 +227,33 @@ BADGES = {"passed": "#00795a", "better": "#00795a", "done": "#00795a", "failed":
           "started": "#0072b2"}
 
 
-def badge(text: Any) -> Safe:
+def badge(text: Any) -> Markup:
     """A coloured label, in the reports' look."""
-    made = Safe(reports.badge(str(text)))
+    made = Markup(reports.badge(str(text)))
     return markup("<span class=badge style='background:{color}'>{text}</span>", color=BADGES[text], text=text) if text in BADGES else made
 
 
-def cards(values: Mapping[str, Any]) -> Safe:
+def cards(values: Mapping[str, Any]) -> Markup:
     """A row of big values with what each is."""
     return markup("<div class=grid>{all}</div>", all=joined([markup("<div class=card><b>{v}</b><span>{k}</span></div>", k=k, v=words(v)) for k, v in values.items()]))
 
 
-def note(*parts: Any) -> Safe:
+def note(*parts: Any) -> Markup:
     """The small line that says as of when, on which sample and window, against what."""
     return markup("<p class=meta>{text}</p>", text=joined([part for part in parts if part], " · "))
 
 
-def empty(text: str, command: str = "") -> Safe:
+def empty(text: str, command: str = "") -> Markup:
     """Why there is nothing to show, and what makes it."""
     return markup("<p class=empty>{text}{command}</p>", text=text, command=markup(" Run <code>{c}</code>.", c=command) if command else "")
 
 
-def section(title: str, *parts: Any) -> Safe:
+def section(title: str, *parts: Any) -> Markup:
     """A heading and what belongs under it."""
     return markup("<h2>{title}</h2>{parts}", title=title, parts=joined(parts))
 
 
-def bar(value: float, largest: float, color: str = "var(--accent)", rem: float = 9.0) -> Safe:
+def bar(value: float, largest: float, color: str = "var(--accent)", rem: float = 9.0) -> Markup:
     """A bar of at most `rem` rem for `largest`; negative values are drawn alike, and say so by their colour."""
     width = 0.0 if not (largest and isfinite(value)) else min(abs(value) / largest, 1.0)
     return markup("<span class=bar style='width:{w:}rem;background:{c}'></span>", w=f"{rem * width:.2f}", c=color)
@@ -272,7 +268,7 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def picture(figure: Any, text: str) -> Safe:
+def picture(figure: Any, text: str) -> Markup:
     """A figure inside the page, with what it shows in words."""
     data = figures.png(figure)
     return markup("<div class=picture style='max-width:{w}px'><img alt='{text}' src='data:image/png;base64,{data}'></div>", w=int.from_bytes(data[16:20], "big"), text=text, data=b64encode(data).decode())
@@ -477,7 +473,7 @@ def explanation(source: Source, symbol: str, session: Any, call: str) -> tuple[s
     return (str(text["text"].iloc[0]) if len(text) else ""), parts
 
 # %% ../nbs/70_dashboard.ipynb #ff540578
-def log_lines(entries: Sequence[Mapping[str, Any]]) -> Safe:
+def log_lines(entries: Sequence[Mapping[str, Any]]) -> Markup:
     """The tail of the log."""
     if not entries:
         return empty("The log is empty.")
@@ -486,7 +482,7 @@ def log_lines(entries: Sequence[Mapping[str, Any]]) -> Safe:
     return markup("<pre class=log>{lines}</pre>", lines=joined(lines, "\n"))
 
 
-def progress_words(state: Mapping[str, Any]) -> Safe:
+def progress_words(state: Mapping[str, Any]) -> Markup:
     """How far the run in progress has come."""
     run, steps = state["running"], state["steps"]
     minutes = (state["moment"] - run["started_at"]).total_seconds() / 60
@@ -499,19 +495,19 @@ def progress_words(state: Mapping[str, Any]) -> Safe:
                    note("A step whose inputs have not changed is reused, and counts at the end.") if total else ""])
 
 # %% ../nbs/70_dashboard.ipynb #3140d016
-def verdict_words(state: Mapping[str, Any]) -> Safe:
+def verdict_words(state: Mapping[str, Any]) -> Markup:
     """How the last cycle that ended came out."""
     run, gate = state["ended"], state["gate"]
     if run is None:
         return empty("No cycle has ended yet.", "mltrader cycle")
-    word = markup(" {badge} <b>{text}</b>", badge=badge(run["verdict"]), text=VERDICT_WORDS.get(run["verdict"], "")) if run["verdict"] else Safe("")
+    word = markup(" {badge} <b>{text}</b>", badge=badge(run["verdict"]), text=VERDICT_WORDS.get(run["verdict"], "")) if run["verdict"] else Markup("")
     why = (gate or {}).get("notes") or (run["error_message"] or "").splitlines()[:1]
     return joined([markup("<p>{status}{word}</p><p>{why}</p>", status=badge(run["status"]), word=word, why=why if isinstance(why, str) else " ".join(why)),
                    note(run["id"], f"as of {words(run['as_of'])}", f"trigger: {run['trigger']}", f"ended {words(run['completed_at'])} UTC",
                         f"trials so far: {words((gate or {}).get('trials'))}")])
 
 
-def now_page(source: Source) -> Safe:
+def now_page(source: Source) -> Markup:
     """The first page."""
     if not source.exists:
         return _no_store(source)
@@ -532,16 +528,16 @@ def now_page(source: Source) -> Safe:
                    section("Runs", table(rows, columns, 1), note("Newest first, all kinds; the last 12."))])
 
 
-def _no_store(source: Source) -> Safe:
+def _no_store(source: Source) -> Markup:
     try:
         return empty(str(source.store.url))
     except ConfigError as error:
         return joined([markup("<p><b>{text}</b></p>", text=NO_STORE), empty(str(error)), section("Log", log_lines(log_tail()))])
 
 # %% ../nbs/70_dashboard.ipynb #cbd2997a
-def timeline(moves: Sequence[Mapping[str, Any]]) -> Safe:
+def timeline(moves: Sequence[Mapping[str, Any]]) -> Markup:
     """Promotions and rollbacks, newest first, each with its reason."""
-    def one(move: Mapping[str, Any]) -> Safe:
+    def one(move: Mapping[str, Any]) -> Markup:
         back = move["kind"] == "rollback"
         why = move["notes"] or (f"{'Asked for by hand' if move['run_kind'] == 'rollback' else 'Sent back by the watch over live predictions, or because its files were damaged'} ({move['trigger']})." if back else "")
         return markup("<li class='{kind}'><b>{name}</b> {badge} <span class=meta>{day} · decided {at} UTC · {run}{before}</span><br>{why}</li>", kind=move["kind"], name=move["name"],
@@ -551,7 +547,7 @@ def timeline(moves: Sequence[Mapping[str, Any]]) -> Safe:
     return markup("<ol class=timeline>{all}</ol>", all=joined([one(move) for move in reversed(moves)]))
 
 
-def lines_picture(frame: pd.DataFrame, x: str, lines: Mapping[str, str], title: str, unit: str, marks: Mapping[str, float] | None = None) -> Safe:
+def lines_picture(frame: pd.DataFrame, x: str, lines: Mapping[str, str], title: str, unit: str, marks: Mapping[str, float] | None = None) -> Markup:
     """Columns of a frame as lines over `x`; `marks` are named levels."""
     with drawing():
         figure, ax = figures.new(height=2.7)
@@ -565,7 +561,7 @@ def lines_picture(frame: pd.DataFrame, x: str, lines: Mapping[str, str], title: 
         return picture(figure, title)
 
 
-def champion_page(source: Source) -> Safe:
+def champion_page(source: Source) -> Markup:
     """Who was champion when and why, and how it did."""
     if not source.exists:
         return _no_store(source)
@@ -592,7 +588,7 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 # %% ../nbs/70_dashboard.ipynb #05c9ca3a
-def gate_table(source: Source, run_id: str) -> Safe:
+def gate_table(source: Source, run_id: str) -> Markup:
     """The gate's rules in a run."""
     gate = source.read(db.gate_row, run_id)
     if gate is None:
@@ -604,7 +600,7 @@ def gate_table(source: Source, run_id: str) -> Safe:
                         "sample: out-of-fold predictions, whole sessions in blocks of at least twice the horizon")])
 
 # %% ../nbs/70_dashboard.ipynb #7ef37d1a
-def importance_table(frame: pd.DataFrame, component: str, regime: str, top: int = 20) -> Safe:
+def importance_table(frame: pd.DataFrame, component: str, regime: str, top: int = 20) -> Markup:
     """The features that matter most to a component in a regime, with bars."""
     part = frame[(frame["component"] == component) & (frame["regime"] == regime)].sort_values("rank").head(top)
     if part.empty:
@@ -618,7 +614,7 @@ def importance_table(frame: pd.DataFrame, component: str, regime: str, top: int 
                    note(f"{int(part['sample_count'].max()):,} rows of {component}, {regime.replace('_', ' ')}", "share of the summed mean |SHAP|, all classes" if component else "")])
 
 
-def regimes_table(frame: pd.DataFrame, component: str, top: int = 8) -> Safe:
+def regimes_table(frame: pd.DataFrame, component: str, top: int = 8) -> Markup:
     """Ranks of the globally leading features in each regime."""
     part = frame[frame["component"] == component]
     leading = part[part["regime"] == "all"].nsmallest(top, "rank")["feature"]
@@ -627,7 +623,7 @@ def regimes_table(frame: pd.DataFrame, component: str, top: int = 8) -> Safe:
     return table(ranks[present].reset_index(), {"feature": "feature", **{name: name.replace("_", " ") for name in present}}, 0)
 
 
-def history_part(frame: pd.DataFrame, component: str, regime: str, top: int = 6) -> Safe:
+def history_part(frame: pd.DataFrame, component: str, regime: str, top: int = 6) -> Markup:
     """How the importance of the features that lead now has moved from version to version."""
     part = frame[(frame["component"] == component) & (frame["regime"] == regime)] if len(frame) else frame
     if part.empty or part["as_of"].nunique() < 2:
@@ -637,7 +633,7 @@ def history_part(frame: pd.DataFrame, component: str, regime: str, top: int = 6)
     return lines_picture(wide, "as_of", {name: name for name in newest}, f"Importance of today's leading features in {component}, {regime.replace('_', ' ')}", "share")
 
 
-def why_page(source: Source, component: str, regime: str) -> Safe:
+def why_page(source: Source, component: str, regime: str) -> Markup:
     """What the models look at; `component` and `regime` are chosen above it."""
     as_of, found = source.outputs("explain") if source.exists else (None, {})
     explained = found.get("explain")
@@ -657,7 +653,7 @@ def why_page(source: Source, component: str, regime: str) -> Safe:
                    section("Over versions", history_part(frame_of(explained, "history"), component, regime)), section("Together", together)])
 
 # %% ../nbs/70_dashboard.ipynb #74069ac9
-def drift_part(source: Source) -> Safe:
+def drift_part(source: Source) -> Markup:
     """Drift scores over time, by type and window, and the last ones in a table."""
     rows = pd.DataFrame(source.read(db.drift_scores))
     if rows.empty:
@@ -677,7 +673,7 @@ def drift_part(source: Source) -> Safe:
                    note(f"{_count(len(wide), 'session')} looked at", "baseline: the champion's training window, or the years before", "0 without drift, 1 when the windows are disjoint")])
 
 
-def events_part(source: Source) -> Safe:
+def events_part(source: Source) -> Markup:
     """Rare events that were detected, with what became of them."""
     rows = source.read(db.captured_events)
     if not rows:
@@ -687,7 +683,7 @@ def events_part(source: Source) -> Safe:
     return joined([table(rows[::-1], columns, 2), note("Newest first", "open → closed → matured → merged → trained")])
 
 # %% ../nbs/70_dashboard.ipynb #9f8eccbf
-def watch_part(source: Source) -> Safe:
+def watch_part(source: Source) -> Markup:
     """The wealth of a bet against the champion, look by look."""
     rows = pd.DataFrame(source.read(db.watch_history))
     if rows.empty:
@@ -704,14 +700,14 @@ def watch_part(source: Source) -> Safe:
                    note(f"{_count(len(mine), 'look')}", f"to {words(mine['session'].iloc[-1])}", f"{words(mine['n_sessions'].iloc[-1])} matured sessions", f"alpha {source.settings.watch.alpha:g} over the whole reign")])
 
 
-def drift_page(source: Source) -> Safe:
+def drift_page(source: Source) -> Markup:
     """Has the world moved, is a rare event under way, and does the champion hold?"""
     if not source.exists:
         return _no_store(source)
     return joined([section("Drift", drift_part(source)), section("Rare events", events_part(source)), section("Live watch", watch_part(source))])
 
 # %% ../nbs/70_dashboard.ipynb #2be4068e
-def prediction_words(frame: pd.DataFrame, source: Source) -> Safe:
+def prediction_words(frame: pd.DataFrame, source: Source) -> Markup:
     """How many calls of which kind, of what session, how old."""
     if frame.empty:
         return empty("No prediction is on record.", "mltrader predict")
@@ -725,7 +721,7 @@ def prediction_words(frame: pd.DataFrame, source: Source) -> Safe:
                    note(f"{len(frame)} symbols", role, f"signal age: {age:,} sessions, {days:,} days", "p: probability of the class called", "an abstention's conformal set holds both sell and buy")])
 
 
-def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
+def explanation_html(source: Source, row: Mapping[str, Any]) -> Markup:
     """Why a prediction came out as it did, as far as it was stored."""
     symbol, call, day = str(row["symbol"]), str(row["call"]), row["session"]
     text, parts = explanation(source, symbol, day, call)
@@ -739,14 +735,14 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Safe:
                    note(f"to p({call})", "probability points", "from the class's share among the learned rows", "blue raises it, orange lowers it")])
 
 # %% ../nbs/70_dashboard.ipynb #c34567ac
-def heat_map(cells: pd.DataFrame) -> Safe:
+def heat_map(cells: pd.DataFrame) -> Markup:
     """Gain over the prior by sector and regime; what is not better beyond doubt is pale and says so."""
     largest = max(float(cells["gain"].abs().max()), 1e-9)
     columns = [name for name in ("all", *REGIMES) if name in set(cells["regime"])]
     sectors = sorted(set(cells["sector"]) - {"all"}) + (["all"] if "all" in set(cells["sector"]) else [])
     found = {(row["sector"], row["regime"]): row for row in cells.to_dict("records")}
 
-    def cell(row: Mapping[str, Any] | None) -> Safe:
+    def cell(row: Mapping[str, Any] | None) -> Markup:
         if row is None or row["gain"] is None or row["gain"] != row["gain"]:
             return markup("<td class=heat>–</td>")
         color, strength = ("0,114,178" if row["gain"] > 0 else "213,94,0"), 0.08 + 0.62 * abs(row["gain"]) / largest * (row["verdict"] in ("better", "worse"))
@@ -759,7 +755,7 @@ def heat_map(cells: pd.DataFrame) -> Safe:
     return markup("<div class=table><table class=heatmap><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>", head=head, body=body)
 
 
-def where_page(source: Source) -> Safe:
+def where_page(source: Source) -> Markup:
     """Sector by regime."""
     cells = pd.DataFrame(source.read(db.sector_cells)) if source.exists else pd.DataFrame()
     if cells.empty:
@@ -782,7 +778,7 @@ def weeks_of(frame: pd.DataFrame, lines: Sequence[str]) -> pd.DataFrame:
 COSTS = {"cost_bps": "of commission and spread a unit traded, one way", "slippage_bps": "of slippage on top", "borrow_bps": "a year to borrow what is sold short"}
 
 
-def equity_page(source: Source) -> Safe:
+def equity_page(source: Source) -> Markup:
     """What the signals would have earned."""
     as_of, found = source.outputs("backtest", "market") if source.exists else (None, {})
     frame = frame_of(found.get("backtest"), "equity")
@@ -968,7 +964,7 @@ class Operator:
         settle(self.source, row, outcome, message, run_id or run_of(self.source, child.pid))
 
 # %% ../nbs/70_dashboard.ipynb #e071d531
-def actions_table(source: Source) -> Safe:
+def actions_table(source: Source) -> Markup:
     """What was asked for by hand, newest first."""
     rows = source.read(db.actions) if source.exists else []
     if not rows:
@@ -1037,17 +1033,17 @@ class Page:
         self.show(0)
 
     def html(self, text: str, width: int | None = None) -> Any:
-        """A pane of HTML that is `Safe`, as wide as the page if no width is given."""
-        return self.pn.pane.HTML(text, stylesheets=[reports.PAGE_STYLE, DASHBOARD_STYLE], margin=(0, 5), **({"sizing_mode": "stretch_width"} if width is None else {"width": width}))
+        """A pane of HTML, as wide as the page if no width is given. Plain text from here on: Panel escapes it itself for the way to the browser, and `Markup` would be escaped twice."""
+        return self.pn.pane.HTML(str(text), stylesheets=[reports.PAGE_STYLE, DASHBOARD_STYLE], margin=(0, 5), **({"sizing_mode": "stretch_width"} if width is None else {"width": width}))
 
-    def guarded(self, make: Callable[..., Safe], *args: Any) -> Safe:
+    def guarded(self, make: Callable[..., Markup], *args: Any) -> Markup:
         """What `make` says; damaged results are words on the page, not a broken page."""
         try:
             return make(self.source, *args)
         except MltraderError as error:
             return self.instead(error)
 
-    def instead(self, error: MltraderError) -> Safe:
+    def instead(self, error: MltraderError) -> Markup:
         """What stands where something cannot be shown."""
         return markup("<p class=failed><b>This cannot be shown.</b> {why}</p>", why=str(error))
 
@@ -1070,16 +1066,16 @@ class Page:
                   partial(self.plain, equity_page), partial(operate_tab, self))
         return makers[at]()
 
-    def plain(self, make: Callable[..., Safe]) -> list[Any]:
+    def plain(self, make: Callable[..., Markup]) -> list[Any]:
         """A tab that is only read."""
         return [self.html(self.guarded(make))]
 
     def tick(self) -> None:
         """Look again at what runs; sends nothing if nothing has changed."""
         if self.tabs.active == 0 and (text := self.guarded(now_page)) != self.live.object:
-            self.live.object = text
+            self.live.object = str(text)
         if self.tabs.active == len(TABS) - 1 and hasattr(self, "record") and (text := self.guarded(actions_table)) != self.record.object:
-            self.record.object = text
+            self.record.object = str(text)
 
     def choice(self, title: str, options: Sequence[str], width: int = 220) -> Any:
         """A field to choose from."""
@@ -1135,7 +1131,7 @@ def prediction_tab(page: Page) -> list[Any]:
     why = page.html(empty("Click a row to see why."), width=405)
 
     def clicked(event: Any) -> None:
-        why.object = page.guarded(explanation_html, frame.loc[grid.value.index[event.row]].to_dict())
+        why.object = str(page.guarded(explanation_html, frame.loc[grid.value.index[event.row]].to_dict()))
 
     grid.on_click(clicked)
     return [page.html(page.guarded(lambda source: prediction_words(frame, source))), pn.Row(name, *filters.values()), pn.Row(grid, why, styles={"flex-wrap": "wrap"})]
@@ -1164,8 +1160,8 @@ def operate_tab(page: Page) -> list[Any]:
     sure, no = pn.widgets.Button(name="Yes, roll back", visible=False, align="end", **style), pn.widgets.Button(name="No", visible=False, align="end", **style)
 
     def say(text: str) -> None:
-        told.object = markup("<p><b>{text}</b></p>", text=text)
-        page.record.object = page.guarded(actions_table)
+        told.object = str(markup("<p><b>{text}</b></p>", text=text))
+        page.record.object = str(page.guarded(actions_table))
 
     def unlock(_: Any) -> None:
         said, token.value = token.value or "", ""

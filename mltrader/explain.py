@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['COMPONENTS', 'MAX_GAP', 'ROWS_AT_A_TIME', 'GAP', 'TOP_OF_A_CALL', 'PAIRS', 'KEPT_RANKS', 'HISTORY', 'Stack',
-           'Explained', 'Background', 'unit_of', 'class_axis_last', 'log_odds_of', 'softmax_of', 'margins_of',
-           'check_sum', 'settle', 'rows_of', 'explainer_of', 'explain_rows', 'through', 'Fold', 'said_by_bases',
-           'folds_of', 'fold_sums', 'all_sums', 'words_of', 'parts_of', 'calls_in_points', 'last_calls',
-           'strongest_pairs', 'pair_strength', 'group_shares', 'class_shares', 'stored_rows', 'history_frame', 'run',
-           'component_of', 'in_parts', 'summed_up', 'write_by_hand', 'Importances', 'SHAPAnalyzer', 'finding', 'figure',
-           'strongest_call', 'call_figure', 'history_figure', 'table', 'stability', 'calls', 'pairs', 'proposal',
-           'distances']
+           'Explained', 'Background', 'unit_of', 'log_odds_of', 'softmax_of', 'margins_of', 'check_sum', 'settle',
+           'rows_of', 'explainer_of', 'explain_rows', 'through', 'Fold', 'said_by_bases', 'folds_of', 'fold_sums',
+           'all_sums', 'words_of', 'parts_of', 'calls_in_points', 'last_calls', 'strongest_pairs', 'pair_strength',
+           'group_shares', 'class_shares', 'stored_rows', 'history_frame', 'run', 'component_of', 'in_parts',
+           'summed_up', 'write_by_hand', 'Importances', 'SHAPAnalyzer', 'finding', 'figure', 'strongest_call',
+           'call_figure', 'history_figure', 'table', 'stability', 'calls', 'pairs', 'proposal', 'distances']
 
 # %% ../nbs/42_explain.ipynb #6310ad98
 import re
@@ -105,45 +104,22 @@ class Background:
     engine = "shap.TreeExplainer, interventional"
 
     def __init__(self, model: Any, background: pd.DataFrame) -> None:
-        import shap
-
-        held = [getattr(model, name, None) for name in ("booster_", "forest_")]
-        trees = next((one for one in held if one is not None), model)
-        known = np.asarray(background, dtype=np.float32)
-        if not len(known):
+        if not len(background):
             raise DataError("`background_data` has no rows; pass some that stand for the usual, or leave it out.")
-        self.explainer = shap.TreeExplainer(trees, known, feature_perturbation="interventional", model_output="raw")
-        self.unit = unit_of(model)
-        booster = trees.get_booster() if hasattr(trees, "get_booster") else trees
-        said = booster.inplace_predict(known, predict_type="margin") if self.unit == "log-odds" else model.predict_proba(background)
-        self.base = np.asarray(said, dtype=float).mean(axis=0)  # what the model says of the background; shap leaves out XGBoost's intercepts
+        own, known = explainer_of(model), background.to_numpy(dtype=np.float32)
+        self.model, self.background, self.unit = model, known, own.unit
+        self.base = own.base + own.values(known).sum(axis=1, dtype=float).mean(axis=0)  # what the model says of the background; shap leaves out XGBoost's intercepts
 
     def values(self, X: Any, threads: int = 1) -> np.ndarray:
         """Contributions, (n, n_features, 3)."""
-        return class_axis_last(self.explainer.shap_values(np.asarray(X, dtype=np.float32), check_additivity=False), np.shape(X)[1])
+        from mltrader import treeshap
+
+        return treeshap.interventional(self.model, X, self.background)
 
 
 def unit_of(model: Any) -> str:
     """`log-odds` for boosted trees, `probability` for a forest."""
     return "log-odds" if hasattr(model, "booster_") or hasattr(model, "get_booster") or hasattr(model, "save_raw") else "probability"
-
-
-def class_axis_last(values: Any, n_features: int) -> np.ndarray:
-    """Shapley values of any layout as (n, n_features, n_classes).
-
-    Libraries hand over a list with one (n, n_features) array a class, or one array (n, n_features, n_classes).
-    Anything else is refused rather than guessed.
-
-    Raises
-    ------
-    DataError
-        If the features are not on the second axis.
-    """
-    array = np.stack(values, axis=-1) if isinstance(values, (list, tuple)) else np.asarray(values, dtype=float)
-    if array.ndim != 3 or array.shape[1:] != (n_features, len(CLASSES)):
-        expected = f"(rows, {n_features} features, {len(CLASSES)} classes)"
-        raise DataError(f"Shapley values have shape {array.shape}; expected {expected}.")
-    return array.astype(float)
 
 
 def log_odds_of(proba: Any) -> np.ndarray:
@@ -316,7 +292,7 @@ def folds_of(inputs: Mapping[str, Mapping[str, Any]], said: pd.DataFrame, every:
     said : DataFrame
         From `said_by_bases`.
     every : int
-        Only each n-th session of a fold.
+        Only every n-th session of a fold.
 
     Raises
     ------
@@ -406,9 +382,10 @@ def all_sums(inputs: Mapping[str, Mapping[str, Any]], every: int, threads: int) 
                 "said": by_row.loc[fold.rows, list(INPUTS)].to_numpy(), "judged": None if fold.blend is None else judged.loc[fold.rows, list(PROBABILITIES)].to_numpy()}
         made = None if fold.blend is None else [fold.blend.kind, fold.blend.weights.tolist(), fold.temperature]
         key = digest_json({"component": "explanation", "models": fold.models, "stack": made, "data": digest_arrays({name: part for name, part in data.items() if part is not None}), "code": code})
-        if key not in cache:
+        if (kept := cache.get(key)) is None:
             cache[key] = fold_sums(fold, inputs, by_row, judged)
-        return cache[key]
+            kept = cache[key]
+        return kept
 
     whole = pd.concat(map_blocks(one, folds, threads), ignore_index=True)
     return whole.fillna({name: 0.0 for name in whole.columns if name not in ("session", "regime", "component")})
@@ -627,7 +604,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.T
                "drift": float(drift["distance"].iloc[0]) if len(drift) else float("nan")}
     words = words_of(feature_set["definitions"])
     summary = {"components": facts, "rank_agreement": agreement, "min_rows": MIN_ROWS, "every": ask.every, "as_of": f"{as_of:%Y-%m-%d}", "champion": champion.get("name"),
-               "words": {name: words.get(name, name) for name in names}, "interaction_rows": ask.interaction_rows, "missing_folds": [],
+               "words": {name: words.get(name, name) for name in names}, "interaction_rows": ask.interaction_rows,
                "prior": dict(zip(CLASSES, prior, strict=True))}
     return TaskOutput(frames=frames, documents={"summary": summary}, rows={"shap_analysis": stored_rows(importance, facts, feature_set["version"])}, metrics=metrics)
 

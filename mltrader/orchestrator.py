@@ -463,22 +463,21 @@ class BuildExecutor:
         settings, store = load_settings(), Store()
         notebooks = {task.name: Path(str(task.product.to_json_serializable()["nb"])) for task in dag.values()}
         statuses = {task.name: "reused" for task in dag.values() if task.exec_status.name == "Skipped"}
-        table = []
+        table, fresh = [], {}
         with terminable(), open_run("cycle", self.trigger, store, settings, self.clock) as run, log.progress(len(scheduled)) as begin:
             for task in scheduled:
                 began = self.clock.now()
                 begin(task.name)
                 try:
                     with limited(run):
-                        ran = {name: {"status": "ran"} for name, status in statuses.items() if status == "ran"}  # their pages now, so that a run told to stop has little left to do
-                        reports.collect_notebooks(reports.reports_folder(settings) / run.run_id, run.run_id, ran, {name: notebooks[name] for name in ran})
+                        reports.collect_notebooks(reports.reports_folder(settings) / run.run_id, run.run_id, fresh, {name: notebooks[name] for name in fresh})
                         persist(run, task.name, lambda task=task: _execute(task, run.seconds_left()))
                 except (Exception, KeyboardInterrupt) as error:
                     statuses[task.name] = "failed"
                     notebooks[task.name] = notebooks[task.name].with_suffix(".FAILED.ipynb")
                     with undisturbed():
                         self._fail(run, task.name, error, statuses, notebooks)
-                statuses[task.name] = "ran"
+                statuses[task.name], fresh = "ran", {task.name: {"status": "ran"}}  # its page is made before the next task, so that a run told to stop has little left to do
                 seconds = (self.clock.now() - began).total_seconds()
                 log.event(task.name, "ran", run_id=run.run_id, clock=self.clock, seconds=round(seconds, 2), attempts=run.attempts[task.name])
                 table.append(TaskReport.with_data(name=task.name, ran=True, elapsed=seconds))

@@ -138,16 +138,7 @@ def find_version(store: Store, name: str) -> dict[str, Any]:
         If there is no such version; the message lists the known ones.
     """
     with store.read() as conn:
-        known = db.known_versions(conn)
-        if name == CHAMPION and (target := db.alias_target(conn, CHAMPION)):
-            return db.version_row(conn, target["id"])
-        if name == CHALLENGER and (judged := db.last_judged(conn)) and judged["verdict"] != "PROMOTE":
-            return db.version_row(conn, judged["id"])
-        found = {v["id"] for v in known if name in (v["name"], v["id"]) or (len(name) >= 6 and v["id"].startswith(name))}
-        if len(found) == 1:
-            return db.version_row(conn, found.pop())
-    listed = sorted({v["name"] or v["id"][:12] for v in known}) or ["none yet"]
-    raise ConfigError(f"There is no model version {name!r}; known are: {', '.join(listed)}.")
+        return db.version_row(conn, db.version_named(conn, name))
 
 # %% ../nbs/50_registry.ipynb #01600faf
 def _target(conn: Any, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -646,5 +646,7 @@ def interventional(model: Any, X: Any, background: Any) -> np.ndarray:
     if not len(rows) or not len(past):
         raise DataError(f"`X` has {len(rows)} rows and `background` {len(past)}; both need at least one.")
     inner = inner.forest_ if isinstance(inner, RandomForestModel) else inner
-    found = shap.TreeExplainer(inner, past, feature_perturbation="interventional", model_output="raw").shap_values(rows, check_additivity=False)
-    return np.asarray(found, dtype=np.float64).reshape(*rows.shape, -1)
+    found = np.asarray(shap.TreeExplainer(inner, past, feature_perturbation="interventional", model_output="raw").shap_values(rows, check_additivity=False), dtype=np.float64)
+    if found.shape != (*rows.shape, len(explainer.base)):  # other versions put the classes first; an axis is not guessed
+        raise DataError(f"shap gave values of shape {found.shape} for {len(rows)} rows, {rows.shape[1]} features and {len(explainer.base)} classes, in that order.")
+    return found

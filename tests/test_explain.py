@@ -169,10 +169,13 @@ def test_a_model_that_is_fitted_again_is_explained_anew():
     assert not np.allclose(explain.explain_rows(model, ROWS[:20]).values, first.values)
 
 
-@pytest.mark.parametrize("shape", [(7, 3, 4), (7, 4), (7, 4, 2), (4, 7, 3)])
-def test_other_layouts_are_refused_not_guessed(shape):
-    with pytest.raises(DataError, match="expected"):
-        explain.class_axis_last(np.zeros(shape), 4)
+def test_classes_on_another_axis_are_refused_not_guessed(monkeypatch):
+    """Red team: a version of shap that puts the classes first."""
+    shap = pytest.importorskip("shap")
+    real = shap.TreeExplainer.shap_values
+    monkeypatch.setattr(shap.TreeExplainer, "shap_values", lambda self, *args, **more: np.moveaxis(real(self, *args, **more), 2, 0))
+    with pytest.raises(DataError, match="in that order"):
+        explain.explain_rows(FOREST, ROWS[:5], background=X.dropna()[:10])
 
 
 def test_inputs_that_do_not_fit_are_one_clear_error():
