@@ -729,10 +729,10 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Markup:
     if not text and parts.empty:
         return joined([head, empty("No explanation of this prediction is stored.", f"mltrader explain {symbol} --session {words(day)}" if re.fullmatch(r"[\w.^=-]{1,32}", symbol) else "mltrader cycle --force")])
     largest = float(parts["contribution"].abs().max()) if len(parts) else 0.0
-    rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00", 5.0), "contribution": f"{100 * part['contribution']:+.1f}",
+    rows = [{**part, "bar": bar(part["contribution"], largest, "#0072b2" if part["contribution"] > 0 else "#d55e00", 2.5), "contribution": f"{100 * part['contribution']:+.1f}",
              "percentile": None if part["percentile"] != part["percentile"] else f"{part['percentile']:.0f}"} for part in parts.sort_values("contribution", key=abs, ascending=False).to_dict("records")]
-    return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "contribution": "points", "bar": "", "percentile": "percentile", "value": "value"}) if rows else "",
-                   note(f"to p({call})", "probability points", "from the class's share among the learned rows", "blue raises it, orange lowers it")])
+    return joined([head, markup("<p>{text}</p>", text=text) if text else "", table(rows, {"feature": "feature", "contribution": "points", "bar": "", "percentile": "perc.", "value": "value"}) if rows else "",
+                   note(f"to p({call})", "probability points", "from the class's share among the learned rows", "blue raises it, orange lowers it", "perc.: percentile of the value among the learned rows")])
 
 # %% ../nbs/70_dashboard.ipynb #c34567ac
 def heat_map(cells: pd.DataFrame) -> Markup:

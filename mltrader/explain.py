@@ -396,7 +396,7 @@ TOP_OF_A_CALL = 12
 
 def words_of(definitions: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Features in words, by name."""
-    return {one["name"]: feature_words(one["name"], one) for one in definitions} | {name: feature_words(name) for name in (REGIME_TERM, "other")}
+    return {one["name"]: feature_words(one["name"], one) for one in definitions} | {name: feature_words(name) for name in (REGIME_TERM, WEIGHTS_TERM, "other")}
 
 
 def parts_of(found: Explained, prior: Sequence[float] | None = None) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]:

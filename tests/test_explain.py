@@ -417,6 +417,7 @@ def test_outputs_are_the_ones_promised(made):
     added = made.frames["latest"].groupby(["symbol", "class"])["contribution"].sum().unstack()[list(CLASSES)]
     prior = np.bincount(Y) / len(Y)                                                    # shares of the learned rows; the weights' part leads from there to the base
     assert (made.frames["latest"].groupby("symbol")["feature"].agg(set).map(lambda found: A.WEIGHTS_TERM in found)).all()
+    assert not made.frames["texts"]["text"].str.contains("_term|_weights").any()       # a reader is told in words
     said = inputs()["meta"]["predictions"].set_index("symbol")[list(PROBABILITIES)]
     np.testing.assert_allclose(added, said - prior, atol=1e-6)
     np.testing.assert_allclose(made.frames["groups"].groupby(["component", "regime"])["importance"].sum(), 1, rtol=1e-5)
