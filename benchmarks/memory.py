@@ -208,7 +208,7 @@ def main() -> None:
     settings = settings.model_copy(update={"events": settings.events.model_copy(update={"canonical": events})})
     arms, models = arms_of(names, settings, made, as_of), models_of(settings, kinds)
     recipe = {"study": "memory", "models": {name: {k: v for k, v in MODULES[name].component_recipe(settings).items() if k != "seed"} for name in kinds}}
-    cache = FoldCache(home() / "folds", ArtifactStore(home() / "artifacts"))
+    cache = FoldCache(home() / "folds", ArtifactStore(home() / "folds" / "files"))
     windows = archive.event_table(events, [], made["regimes"]["market_regimes"], settings.labels.horizon).sort_values("start", ignore_index=True)
     base, per_model = next(arm for arm in arms if arm.name == default), {name: list(arms) for name in models}
     if not (options.quick or options.arms):

@@ -9,7 +9,7 @@ __all__ = ['MAGIC', 'COLUMNS', 'Fit', 'Walk', 'UnfittedError', 'BaseModel', 'lea
 
 # %% ../nbs/31_forest.ipynb #d1b09bf9
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,7 +23,7 @@ from .config import ForestSettings, ReplaySettings, Settings
 from .core import CLASSES, PROBABILITIES, DataError, IntegrityError, MltraderError, OutOfFold, TaskOutput
 from .core import canonical_json, digest_bytes, digest_modules, map_blocks, require_columns, seed_for
 from .replay import Replay, learning_factors, reweigh
-from .splits import calibration_error, learned_from, log_loss_rows, out_of_fold, reopen
+from .splits import calibration_error, learned_from, log_loss_rows, model_key, out_of_fold, reopen
 from .trees import Forest, grow_forest, unseen_votes
 from .tuning import DEFAULT, choose, compose, tables, trial_rows, variants
 
@@ -374,11 +374,14 @@ def replay_recipe(settings: Settings) -> dict[str, Any]:
     return {"mode": "off"} if settings.replay.mode == "off" else settings.replay.model_dump(mode="json")
 
 
-def _fit_planned(samples: pd.DataFrame, names: list[str], rows: pd.DataFrame, fit: Fit, threads: int) -> Any:
-    """The model fitted on `rows` of the plan."""
+def _fit_planned(samples: pd.DataFrame, names: list[str], rows: pd.DataFrame, fit: Fit, recipe: dict[str, Any], cutoff: Any, cache: MutableMapping[str, Any]) -> Any:
+    """The model fitted on `rows` of the plan at a cut-off; from the cache, if it has learned from the same before."""
     train = samples.iloc[rows["row"].to_numpy()]
-    X = train[names].astype("float32").reset_index(drop=True)
-    return fit(X, train["label"].to_numpy(dtype=np.int64), learned_from(rows, samples), threads)
+    learn = train[names].astype("float32").reset_index(drop=True), train["label"].to_numpy(dtype=np.int64), learned_from(rows, samples)
+    key = model_key(recipe, cutoff, *learn)
+    if (model := cache.get(key)) is None:
+        model = cache[key] = fit(*learn, 1)
+    return model
 
 
 def by_fold(samples: pd.DataFrame, plan: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame:
@@ -412,8 +415,8 @@ def _walk(fit: Fit, recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, An
     replay = Replay(settings, samples, memory["folds"], inputs["features"]["feature_set"]["version"]) if settings.replay.mode == "errors" else None
     cache, kept = inputs.get("fold_cache", {}), {}
 
-    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> tuple[np.ndarray, Any]:
-        model = fit(X, y, rows, 1 if replay is None else threads)
+    def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame, model: Any = None) -> tuple[np.ndarray, Any]:
+        model = fit(X, y, rows, 1 if replay is None else threads) if model is None else model
         return model.predict_proba(X_test), model
 
     made = out_of_fold(samples, names, plan, memory["folds"], fit_predict, recipe, cache, settings.splits.min_train_rows, threads, replay, kept)
@@ -422,7 +425,12 @@ def _walk(fit: Fit, recipe: dict[str, Any], inputs: Mapping[str, Mapping[str, An
         rows = [(fold, plan[plan["fold"] == fold]) for fold, _ in at]
         if replay is not None:
             rows = [(fold, part if fold in kept else replay(cutoff, part, made.known_at(samples, cutoff))) for (fold, part), (_, cutoff) in zip(rows, at, strict=True)]
-        return map_blocks(lambda one: cache[kept[one[0]]] if one[0] in kept else _fit_planned(samples, names, one[1], fit, 1), rows, threads)
+
+        def one(job: tuple[tuple[int, pd.DataFrame], tuple[int, Any]]) -> Any:
+            (fold, planned), (_, cutoff) = job
+            return cache[kept[fold]] if fold in kept else _fit_planned(samples, names, planned, fit, recipe, cutoff, cache)
+
+        return map_blocks(one, list(zip(rows, at, strict=True)), threads)
 
     return made, models, replay, kept
 

@@ -454,7 +454,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         held = {row["sha256"]: {"sha256": row["sha256"], "kind": "frame"} for row in inputs["state"].get("archived_events", [])}
         inputs["archived"] = Upstream("archive of earlier runs", held, artifacts)
     inputs["cache"] = {"folder": home() / "cache"}
-    inputs["fold_cache"] = FoldCache(home() / "folds", artifacts)
+    inputs["fold_cache"] = FoldCache(home() / "folds", ArtifactStore(home() / "folds" / "files"))  # apart: it may be shared, or thrown away
     if name == "drift":
         inputs |= _watched_champion(store, artifacts, as_of)
     if name == "explain":

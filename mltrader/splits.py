@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'RECIPE_MODULES', 'FitPredict', 'Reweight', 'LEARNED_FROM', 'LEARNED_WHEN', 'walk_forward',
            'LabelSpans', 'PurgedWalkForward', 'CombinatorialPurgedCV', 'LeaveOneEventOut', 'leave_one_event_out',
-           'recipe', 'check_fold', 'check_features', 'check_probabilities', 'fold_key', 'learned_from', 'out_of_fold',
-           'reopen', 'log_loss_rows', 'calibration_error', 'rank_ic', 'Interval', 'block_starts', 'few_blocks_factor',
-           'session_interval']
+           'recipe', 'check_fold', 'check_features', 'check_probabilities', 'fold_key', 'model_key', 'learned_from',
+           'out_of_fold', 'reopen', 'log_loss_rows', 'calibration_error', 'rank_ic', 'Interval', 'block_starts',
+           'few_blocks_factor', 'session_interval']
 
 # %% ../nbs/30_splits.ipynb #4ab92b2f
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -315,9 +315,18 @@ def fold_key(
     recipe: dict[str, Any], cutoff: Any, X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame
 ) -> str:
     """The name of a fold's predictions in the cache: a digest of all that they depend on."""
+    return _said_key(model_key(recipe, cutoff, X, y, rows), X_test)
+
+
+def model_key(recipe: dict[str, Any], cutoff: Any, X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame) -> str:
+    """The name of a fold's model in the cache: a digest of all that it has learned from; the fold may grow, and the model stays."""
     learned = {name: rows[name].to_numpy() for name in rows}
-    data = digest_arrays({"X": X.to_numpy(), "y": y, "X_test": X_test.to_numpy(), **learned})
+    data = digest_arrays({"X": X.to_numpy(), "y": y, **learned})
     return digest_json({"recipe": recipe, "cutoff": to_session(cutoff), "features": list(X.columns), "data": data})
+
+
+def _said_key(model: str, X_test: pd.DataFrame) -> str:
+    return digest_json({"model": model, "X_test": digest_arrays({"X_test": X_test.to_numpy()})})
 
 
 def learned_from(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -372,7 +381,8 @@ def out_of_fold(
         `(cutoff, rows of the plan, predictions so far) -> rows` with other weights. Folds then run one after another, and it is given
         only predictions of earlier folds whose labels were known at the cut-off.
     models : mutable mapping of int to str, optional
-        If given, `fit_predict` returns (probabilities, model); the model of each fold is kept in `cache` too, and its key noted here.
+        If given, the model of each fold is kept in `cache` too, and its key noted here: `fit_predict` is given the fold's model as fifth argument (None:
+        it is to be fitted), and returns (probabilities, model).
 
     Raises
     ------
@@ -399,14 +409,19 @@ def out_of_fold(
             raise DataError(f"Fold {fold.fold}: weights must be positive and finite.")
         learn = (X.iloc[train].reset_index(drop=True), y[train], learned, X.iloc[test].reset_index(drop=True))
         keys = samples[["session", "symbol"]].iloc[test].reset_index(drop=True)
-        key = fold_key(recipe, fold.cutoff, *learn)
+        kept = model_key(recipe, fold.cutoff, *learn[:3])
+        key = _said_key(kept, learn[3])
         proba = _cached(cache, key, keys)
         if models is not None:
-            models[int(fold.fold)] = kept = digest_json({"model of": key})
+            models[int(fold.fold)] = kept
         if proba is None or (models is not None and kept not in cache):
-            made = fit_predict(*learn)
-            if models is not None:
-                made, cache[kept] = made
+            if models is None:
+                made = fit_predict(*learn)
+            else:
+                model = cache.get(kept)
+                made, fitted = fit_predict(*learn, model)
+                if model is None:
+                    cache[kept] = fitted
             proba = check_probabilities(made, len(test), fold.fold)
             cache[key] = keys.assign(**dict(zip(PROBABILITIES, proba.T, strict=True)))
         return _part(test, fold.fold, proba)

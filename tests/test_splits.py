@@ -72,15 +72,29 @@ def predict(samples=SAMPLES, plan=PLAN, folds=FOLDS, model=None, cache=None, rec
 
 def test_the_models_of_folds_are_kept_and_fitted_again_if_lost():
     cache, counter, kept = {}, Counter(), {}
-    made = predict(model=lambda *learn: (counter(*learn), f"model {len(learn[0])}"), cache=cache, models=kept)
+    made = predict(model=lambda *learn: (counter(*learn[:4]), learn[4] or f"model {len(learn[0])}"), cache=cache, models=kept)
     fits = counter.fits
     assert set(kept) == set(made.frame["fold"]) and all(cache[key].startswith("model") for key in kept.values())
     plain = predict(cache=cache)                                             # without asking for models the same predictions are found
     pd.testing.assert_frame_equal(plain.frame, made.frame)
     del cache[kept[min(kept)]]
-    again = predict(model=lambda *learn: (counter(*learn), "again"), cache=cache, models={})
+    again = predict(model=lambda *learn: (counter(*learn[:4]), learn[4] or "again"), cache=cache, models={})
     assert counter.fits == fits + 1 and cache[kept[min(kept)]] == "again"
     pd.testing.assert_frame_equal(again.frame, made.frame)
+
+
+def test_a_fold_that_has_grown_is_heard_from_the_model_it_has():
+    cache, fitted = {}, []
+
+    def model(X, y, rows, X_test, known=None):
+        if known is None:
+            fitted.append(len(X))
+        return Counter()(X, y, rows, X_test), known or "model"
+
+    begun = FOLDS.assign(test_end=FOLDS["test_end"].where(FOLDS["fold"] < FOLDS["fold"].max(), FOLDS["test_start"].max() + pd.Timedelta(days=60)))
+    short, whole = (predict(folds=folds, model=model, cache=cache, models={}).frame for folds in (begun, FOLDS))
+    assert len(short) < len(whole) and len(fitted) == whole["fold"].nunique()
+    pd.testing.assert_frame_equal(whole[whole["row"].isin(short["row"])].reset_index(drop=True), short)
 
 
 @settings(max_examples=100, deadline=None)
