@@ -675,8 +675,8 @@ def evaluate(
     return frame.assign(volatility_tercile=tercile, **dict(zip(SET_COLUMNS, sets.T, strict=True)), abstain=silent(sets)), tracked
 
 # %% ../nbs/33_meta.ipynb #fda2de63
-def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearner, as_of: Any) -> pd.DataFrame:
-    """What the deployed models say after the close of `as_of`: one row a symbol that has a bar on that session.
+def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearner, *sessions: Any) -> pd.DataFrame:
+    """What the deployed models say after the close of each of `sessions`: one row a symbol that has a bar on it.
 
     A symbol whose features have not warmed up is abstained from: the models have never seen such rows.
 
@@ -686,14 +686,15 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
         `features` (`features` [session, symbol, …, (bars)], all of them, or some with `bars`: how many there were so far; `feature_set` {warm_up}), `forest` and `boosting` (`model`, fitted on the columns of its
         `feature_names_in_`), `regimes` (`symbol_regimes` [session, symbol, regime]).
     learner : MetaLearner
-    as_of : session
+    sessions : session
+        One or more.
 
     Returns
     -------
     DataFrame [session, symbol, regime, proba_*, prediction, volatility_tercile, set_*, abstain]
     """
     features, models = inputs["features"]["features"], {base: inputs[base]["model"] for base in BASES}
-    now = (features["session"] == to_session(as_of)).to_numpy()
+    now = features["session"].isin([to_session(session) for session in sessions]).to_numpy()
     today = features[now].reset_index(drop=True)
     bars = features["bars"] - 1 if "bars" in features else features.groupby("symbol", sort=False).cumcount()
     young = bars.to_numpy()[now] < inputs["features"]["feature_set"]["warm_up"]

@@ -167,11 +167,9 @@ def say(version: Mapping[str, Any], sessions: Sequence[pd.Timestamp | None], inp
             raise DataError(f"{', '.join(missing)}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(sorted(today['symbol'])[:8])} …")
     check_features(version["manifest"], feature_set, name)
     models = {part: {"model": artifacts.get(entry)} for part, entry in version["manifest"]["components"].items()}
-    frames = []
-    for today, regimes in given:
-        read = {**models, "features": {"features": today, "feature_set": feature_set}, "regimes": {"symbol_regimes": regimes}}
-        frames.append(predict_session(read, models["meta"]["model"], today["session"].iloc[0]))
-    frame = pd.concat(frames, ignore_index=True)
+    today, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*given, strict=True))
+    read = {**models, "features": {"features": today, "feature_set": feature_set}, "regimes": {"symbol_regimes": regimes}}
+    frame = predict_session(read, models["meta"]["model"], *today["session"].unique())
     frame = frame[frame["symbol"].isin(symbols)].reset_index(drop=True) if symbols else frame
     return Prediction(frame, version["id"], name, bool(frame["session"].min() < to_session(version["as_of"])))
 
