@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'notify_app', 'audit_app', 'Symbols', 'Seed',
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
-           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'report', 'config_show',
-           'config_diff', 'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test', 'notify_deliver',
-           'notify_outbox', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup', 'dashboard', 'main']
+           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'report', 'timemachine',
+           'config_show', 'config_diff', 'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test',
+           'notify_deliver', 'notify_outbox', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup',
+           'dashboard', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -410,6 +411,53 @@ def report(
     text = "\n".join([f"{run} (before) and {other} (after)", *side.sentences(found), "", table, "",
                       f"{'would write ' if dry_run else ''}{page}"])
     say({**found, "page": str(page)}, as_json, text)
+
+# %% ../nbs/90_cli.ipynb #6d06a9a7
+@app.command()
+def timemachine(
+    start: Annotated[str, typer.Option(help="First year, or day.")] = "1995",
+    end: Annotated[str, typer.Option(help="Last year, or day; at most the end of the data.")] = "2022",
+    arm: Annotated[str, typer.Option(help="What is walked: main, or the same with another setting: no_archive, replay, calendar, hindsight.")] = "main",
+    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the next call goes on from there.")] = None,
+    every: Annotated[int, typer.Option(help="Make every so manieth cycle again through the notebooks, and compare.")] = 0,
+    explain: Annotated[str | None, typer.Option(help="Tell the last decision up to this day, and make it again.")] = None,
+    kernels: Annotated[bool, typer.Option("--kernels", help="With --explain: make it again through the notebooks.")] = False,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """Let the whole loop live through history. Example: mltrader timemachine --start 1995 --end 2022"""
+    from time import monotonic
+
+    from mltrader import timemachine as machine
+    from mltrader.config import load_settings
+
+    if arm not in machine.ARMS:
+        raise typer.BadParameter(f"there is no arm {arm!r}; there are {', '.join(machine.ARMS)}.", param_hint="--arm")
+    chosen = machine.ARMS[arm]
+    if explain is not None:
+        told = machine.explained(chosen, explain, kernels)
+        say(told, as_json, machine.in_words(told))
+        if not told["equal"]:
+            raise typer.Exit(1)
+        return
+    first, last = (f"{text}-{rest}" if len(text) == 4 else text for text, rest in ((start, "01-01"), (end, "12-31")))
+    if dry_run:
+        done = machine.walked_until(chosen)
+        say({"arm": arm, "start": first, "end": last, "walked_until": done}, as_json, f"would walk the arm {arm} from {first} to {last}" + (f"; it has come to {done}" if done else ""))
+        return
+    until, cycles, unequal = None if minutes is None else monotonic() + 60 * minutes, 0, []
+    for step in machine.walk(chosen, first, last, until=lambda: until is not None and monotonic() > until):
+        if (text := machine.line(step)) and not as_json:
+            typer.echo(text, err=True)
+        if step.cycle and step.cycle["verdict"]:
+            cycles += 1
+            if every and cycles % every == 0:
+                again = machine.reproduce(chosen, step.cycle["run_id"], kernels=True)
+                unequal += [f"{step.session.date()} {what}" for what in again.loc[~again["equal"], "what"]]
+    page = machine.leave_page(load_settings())
+    said = machine.verdict(machine.journey(arm))
+    say({"arm": arm, "walked_until": machine.walked_until(chosen), "verdict": said, "unequal": unequal, "page": str(page)}, as_json, f"{said}\n{page}")
+    if unequal:
+        raise typer.Exit(1)
 
 # %% ../nbs/90_cli.ipynb #eee683de
 @config_app.command("show")

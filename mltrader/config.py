@@ -8,8 +8,8 @@ __all__ = ['CANONICAL_EVENTS', 'STATES', 'Candidate', 'NOTIFY_URL', 'ChannelName
            'RegimeSettings', 'LabelSettings', 'DriftSettings', 'EventDefinition', 'EventSettings', 'ReplaySettings',
            'MemorySettings', 'SplitSettings', 'ForestSettings', 'BoostingSettings', 'TuningSettings', 'MetaSettings',
            'BacktestSettings', 'ExplainSettings', 'PromotionSettings', 'WatchSettings', 'TrainingSettings',
-           'NotifySettings', 'ScheduleSettings', 'DashboardSettings', 'Settings', 'settings_path', 'load_settings',
-           'home', 'database_url']
+           'NotifySettings', 'ScheduleSettings', 'DashboardSettings', 'TimeMachineSettings', 'Settings',
+           'settings_path', 'load_settings', 'home', 'database_url']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
 import os
@@ -466,6 +466,13 @@ class DashboardSettings(Section):
     refresh_seconds: float = Field(2.0, ge=0.5, le=60)  # between two looks at a run in progress
     hosts: tuple[str, ...] = ()  # further names in a browser's address bar, such as research.example.org or research.example.org:8443 behind a proxy
 
+
+class TimeMachineSettings(Section):
+    """How the loop walks through history."""
+
+    interval_days: float = Field(91.0, gt=0)  # days after which a cycle is due; drift and events may ask for one earlier
+    look_every: int = Field(5, ge=1)  # sessions between two looks of the monitor; where an event may be noticed or move on it looks on each
+
 # %% ../nbs/01_config.ipynb #5776f3a8
 class Settings(Section):
     """All settings of a run."""
@@ -494,6 +501,7 @@ class Settings(Section):
     notify: NotifySettings = NotifySettings()
     schedule: ScheduleSettings = ScheduleSettings()
     dashboard: DashboardSettings = DashboardSettings()
+    timemachine: TimeMachineSettings = TimeMachineSettings()
 
     def digest(self, *sections: str) -> str:
         """SHA-256 of the effective settings, or of the named sections only."""

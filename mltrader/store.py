@@ -20,15 +20,17 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
            'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
            'version_named', 'importance_rows', 'importance_history', 'alias_history', 'judged_runs', 'drift_scores',
-           'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions', 'moves_until']
+           'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions', 'moves_until',
+           'champions_words', 'copy_sqlite', 'gate_history']
 
 # %% ../nbs/02_store.ipynb #6247b4de
 import math
 import os
 import socket
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -1303,3 +1305,23 @@ def moves_until(conn: sa.Connection, alias: str, token: int) -> list[dict[str, A
     query = (sa.select(alias_moves, old.c.name.label("before")).join_from(alias_moves, old, old.c.id == alias_moves.c.previous, isouter=True)
              .where(alias_moves.c.alias == alias, alias_moves.c.token <= token).order_by(alias_moves.c.id))
     return [{**row, "moved_at": _utc(row["moved_at"])} for row in conn.execute(query).mappings()]
+
+# %% ../nbs/02_store.ipynb #6c9ae5f0
+def champions_words(conn: sa.Connection) -> list[dict[str, Any]]:
+    """What the champion in force said of each (session, symbol), as first recorded, oldest first."""
+    t = model_predictions
+    first = sa.select(sa.func.min(t.c.id)).where(t.c.role == "champion").group_by(t.c.session, t.c.symbol)
+    columns = ("model_version", "session", "symbol", "proba_sell", "proba_hold", "proba_buy", "abstain")
+    return [dict(row) for row in conn.execute(sa.select(*[t.c[name] for name in columns]).where(t.c.id.in_(first)).order_by(t.c.session, t.c.symbol)).mappings()]
+
+
+def copy_sqlite(store: Store, path: Path) -> None:
+    """A copy of a SQLite store as it is now, writers or not, in one file."""
+    with closing(sqlite3.connect(str(store.url.database))) as source, closing(sqlite3.connect(path)) as target:
+        source.backup(target)
+
+
+def gate_history(conn: sa.Connection) -> list[dict[str, Any]]:
+    """Every decision of the gate, oldest first, with the `trigger` of its run."""
+    t, r = model_promotion_history, training_runs
+    return [dict(row) for row in conn.execute(sa.select(t, r.c.trigger).join_from(t, r, t.c.run_id == r.c.id).order_by(t.c.id)).mappings()]

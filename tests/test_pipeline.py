@@ -22,7 +22,9 @@ ALLOWED = {
     "compare": {"store", "artifacts", "registry", "reports", "watch", "predict"},
     "orchestrator": {"store", "artifacts", "registry", "reports", "compare", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
     "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"},
-    "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"}, "audit": None, "cli": None,
+    "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"},
+    "timemachine": {"store", "artifacts", "backtest", "drift", "events", "features", "labels", "market", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "splits"},
+    "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}
 

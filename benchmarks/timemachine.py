@@ -1,0 +1,106 @@
+"""What a walk through history costs: the main arm with an empty fold cache and with a full one, against its bars (60 and 30 minutes); and whether the notebooks decide the same.
+
+    python benchmarks/timemachine.py                  # 1995 to 2022 on the packaged panel, twice: hours on a busy machine
+    python benchmarks/timemachine.py --quick          # a year and a half of six stocks, about a minute
+    python benchmarks/timemachine.py --folder F       # where the walks live: a walk that was stopped goes on from there
+    python benchmarks/timemachine.py --kernels 3      # also make so many cycles again through the notebooks, promotions first
+    python benchmarks/timemachine.py --json
+
+The walks need nothing but time, so that the minutes are wall minutes of an otherwise idle machine; CPU minutes stand beside them. Both walks must decide the same. Exits with 1 if a bar is missed or
+something differs.
+"""
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+BARS = {"cold": 60.0, "warm": 30.0}
+
+
+def walked(base: Path, folder: Path, name: str, start: str, end: str, settings: Any) -> dict[str, Any]:
+    """Minutes of a walk in a home of its own, which shares artifacts and folds with the other."""
+    from mltrader import timemachine as machine
+
+    home = folder / name
+    home.mkdir(parents=True, exist_ok=True)
+    for shared in ("cache", "artifacts", "folds"):
+        source = base / "cache" if shared == "cache" else folder / "shared" / shared
+        source.mkdir(parents=True, exist_ok=True)
+        if not (home / shared).exists():
+            (home / shared).symlink_to(source.resolve(), target_is_directory=True)
+    os.environ["MLTRADER_HOME"] = str(home)
+    began, cpu = time.perf_counter(), time.process_time()
+    for step in machine.walk(machine.ARMS["main"], start, end, settings):
+        if text := machine.line(step):
+            print(f"{name}: {text}", file=sys.stderr, flush=True)
+    walk = machine.journey("main", settings)
+    steps = machine.steps_of(machine.arm_folder("main"))
+    return {"name": name, "minutes": steps["seconds"].sum() / 60, "now_minutes": (time.perf_counter() - began) / 60, "now_cpu_minutes": (time.process_time() - cpu) / 60,
+            "cycles": int(steps["cycle_seconds"].notna().sum()), "evenings": len(steps), "cycle_seconds": float(steps["cycle_seconds"].median()),
+            "decisions": walk.decisions.drop(columns="why").astype(str).to_dict("records"), "verdict": machine.verdict(walk)}
+
+
+def notebooks(folder: Path, count: int, settings: Any) -> list[dict[str, Any]]:
+    """Cycles of the first walk made again through the notebooks: promotions first, then refusals, in turn."""
+    from mltrader import timemachine as machine
+    from mltrader.store import Store, gate_history
+
+    os.environ["MLTRADER_HOME"] = str(folder / "cold")
+    with Store(f"sqlite:///{machine.arm_folder('main') / 'mltrader.db'}", read_only=True).read() as conn:
+        gates = gate_history(conn)
+    kinds = [[row for row in gates if (row["verdict"] == "PROMOTE") is promoted] for promoted in (True, False)]
+    chosen = [rows[i] for i in range(count) for rows in kinds if i < len(rows)][:count]
+    found = []
+    for row in chosen:
+        again = machine.reproduce(machine.ARMS["main"], row["run_id"], settings, kernels=True)
+        found.append({"session": f"{row['as_of']}", "verdict": row["verdict"], "compared": len(again), "different": again.loc[~again["equal"], "what"].tolist()})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--start", default="1995-01-01")
+    parser.add_argument("--end", default="2022-12-31")
+    parser.add_argument("--kernels", type=int, default=0)
+    options = parser.parse_args()
+    if options.quick:
+        os.environ["MLTRADER_SETTINGS"] = str(ROOT / "tests" / "smoke.toml")
+        options.start, options.end = "2020-01-01", "2021-06-30"
+    from mltrader.config import home, load_settings
+
+    base, folder, settings = home(), options.folder or Path(tempfile.mkdtemp()), load_settings()
+    walks = [walked(base, folder, name, options.start, options.end, settings) for name in BARS]
+    same = walks[0].pop("decisions") == walks[1].pop("decisions")
+    again = notebooks(folder, options.kernels, settings) if options.kernels else []
+    rows = [{"what": f"main arm, {walk['name']} fold cache, wall minutes", "ours": round(walk["minutes"], 2), "peer": None, "ratio": None, "low": None, "high": None,
+             "bar": None if options.quick else BARS[walk["name"]], "ok": options.quick or walk["minutes"] <= BARS[walk["name"]], "unit": "min"} for walk in walks]
+    rows.append({"what": "both walks decide the same", "ours": float(same), "peer": None, "ratio": None, "low": None, "high": None, "bar": 1.0, "ok": same, "unit": ""})
+    if again:
+        equal = sum(not one["different"] for one in again)
+        rows.append({"what": f"of {len(again)} cycles, equal through the notebooks", "ours": float(equal), "peer": None, "ratio": None, "low": None, "high": None, "bar": float(len(again)), "ok": equal == len(again), "unit": ""})
+    if options.json:
+        print(json.dumps({"rows": rows, "walks": walks, "notebooks": again, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count()}, indent=1))
+    else:
+        print(f"{'quick: six stocks' if options.quick else 'packaged panel'}, {options.start} to {options.end}; Python {platform.python_version()}, {os.cpu_count()} CPUs; in {folder}")
+        for walk in walks:
+            print(f"{walk['name']:5} {walk['evenings']} evenings, {walk['cycles']} cycles (median {walk['cycle_seconds']:.1f} s), {walk['now_cpu_minutes']:.1f} CPU minutes in this call")
+        for row in rows:
+            print(f"{row['what']:50} {row['ours']:8.2f}   bar {row['bar'] if row['bar'] is not None else '–':>5}   {'ok' if row['ok'] else 'MISSED'}")
+        for one in again:
+            print(f"  {one['session']} {one['verdict']}: {one['compared']} results, {', '.join(one['different']) or 'all equal'}")
+        print(walks[0]["verdict"])
+    sys.exit(not all(row["ok"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()

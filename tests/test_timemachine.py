@@ -1,0 +1,209 @@
+"""The walk through history: nothing of the future is seen, a look is the monitor's evening, a stopped walk goes on, and any decision can be made again."""
+import gzip
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from mltrader import market, orchestrator, registry
+from mltrader import store as db
+from mltrader import timemachine as tm
+from mltrader.config import home, load_settings
+from mltrader.core import PROBABILITIES, ConfigError
+from mltrader.store import Store
+
+# Wide margins: here it matters that champions come and go, not how the six stocks fare.
+EASY = {"promotion": {"margin": 10.0, "regime_margin": 10.0, "max_calibration_error": 1.0}, "universe": {"symbols": ["AMD", "RRC", "BBY", "BAC", "KO", "PG"], "start": "2010-01-01"},
+        "timemachine": {"interval_days": 80}}
+START, STOP, END = "2020-01-15", "2020-03-04", "2020-04-17"  # the crash of 2020 is met on the way
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A walk through the first half of 2020 that was stopped once."""
+    market.sync(home() / "cache")
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "cache").symlink_to(home() / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
+            patch.setenv(f"MLTRADER_{name}", str(value))
+        settings, main, task = load_settings(**EASY), tm.ARMS["main"], orchestrator.run_task
+
+        def cut_off(run, name):
+            if name == "meta":
+                raise KeyboardInterrupt
+            return task(run, name)
+
+        with pytest.MonkeyPatch.context() as inner, pytest.raises(KeyboardInterrupt):
+            inner.setattr(orchestrator, "run_task", cut_off)
+            list(tm.walk(main, START, STOP, settings))
+        steps = list(tm.walk(main, START, STOP, settings))                                      # the cycle that was cut off is made up for, on its own evening
+        assert os.environ["MLTRADER_HOME"] == str(folder)
+        assert not list(tm.walk(main, START, STOP, settings))                                   # nothing is done twice
+        steps += list(tm.walk(main, START, END, settings))
+        own = tm.arm_folder("main")
+        yield SimpleNamespace(folder=own, settings=settings, main=main, steps=steps, store=Store(f"sqlite:///{own / 'mltrader.db'}"), chosen=tm.settings_of(main, settings, own))
+
+
+def rows(store, query, *values):
+    with sqlite3.connect(store.url.database) as conn:
+        return conn.execute(query, values).fetchall()
+
+
+def test_the_walk_trains_when_it_is_due_and_meets_the_crash(walked):
+    cycles = [step for step in walked.steps if step.cycle]
+    assert cycles[0].trigger == "never trained" and cycles[0].session == walked.steps[0].session == pd.Timestamp(START) and all(step.cycle["error"] is None for step in cycles) and len(cycles) >= 2
+    assert any(step.trigger.startswith(("scheduled", "new event", "drift")) for step in cycles[1:])
+    days = [step.session for step in walked.steps]
+    assert days == sorted(set(days)) and days[-1] >= pd.Timestamp(END) - pd.Timedelta(days=9)
+    with walked.store.read() as conn:
+        events = db.captured_events(conn)
+        assert [run["kind"] for run in db.runs(conn) if run["status"] != "success"] == ["cycle"]     # the one that was cut off
+        assert db.alias_target(conn, registry.CHAMPION) is not None
+    caught = next(event for event in events if "2020-02-15" <= f"{event['start_date']}" <= "2020-03-05")
+    assert f"{caught['detected_on']}" <= "2020-03-05"
+
+
+def test_no_crisis_was_known_from_the_start(walked):
+    assert walked.chosen.events.canonical == ()
+    with walked.store.read() as conn:
+        archived = {row["event"] for row in db.archived_events(conn)}
+    assert not archived & {event.name for event in load_settings().events.canonical}
+
+
+def test_predictions_are_made_before_their_sessions_are_over_and_never_in_hindsight(walked):
+    said = rows(walked.store, "select p.session, r.as_of, v.as_of from model_predictions p join training_runs r on r.id = p.run_id join model_versions v on v.id = p.model_version where p.role = 'champion'")
+    assert len(said) > 300 and all(made <= session <= run for session, run, made in said)
+    spoken = pd.to_datetime(pd.Series(sorted({session for session, _, _ in said})))
+    missing = pd.bdate_range(spoken.min(), spoken.max()).difference(spoken)
+    assert len(missing) <= 4                                                                    # holidays alone: sessions between two looks are made up for
+
+
+def test_a_session_is_not_shown_what_came_after(walked):
+    with tm.at_home(walked.folder):
+        world = tm.the_world(walked.chosen)
+    for day in world.sessions[[700, 1500, 2500]]:
+        for frames in world.known_at(day).values():
+            for frame in frames.values():
+                if isinstance(frame, pd.DataFrame) and "session" in frame:
+                    assert frame["session"].max() <= pd.Timestamp(day)
+        latest = world.known_at(day)["features"]["latest"]
+        whole = world.made["features"]["features"]
+        counts = whole[whole["session"] <= pd.Timestamp(day)].groupby("symbol").size()
+        last = latest[latest["session"] == pd.Timestamp(day)].set_index("symbol")["bars"]
+        assert (last == counts.reindex(last.index)).all()
+
+
+SAME = {
+    "drift_monitoring": ("session, drift_type, window, round(score, 9), round(p_value, 9), detected", "drift_type in ('feature', 'performance', 'retrain')"),
+    "model_predictions": ("model_version, session, symbol, role, round(proba_sell, 9), round(proba_buy, 9), prediction, abstain", "1"),
+    "prediction_outcomes": ("model_version, session, symbol, label, round(log_loss, 9), round(prior_loss, 9)", "1"),
+    "dynamic_events": ("event_name, state, start_date, end_date, detected_on, round(vix_peak, 6)", "1"),
+    "live_watch": ("champion, rival, session, n_sessions, round(log_wealth, 9), alarm", "1"),
+}
+
+
+def evening_of(walked, folder, day, whole):
+    """What an evening writes, looked at by the walk or by the monitor, from what is on record before it."""
+    before = max((walked.folder / "snapshots").glob("*.gz"))
+    with tm.at_home(folder):
+        (folder / "mltrader.db").write_bytes(gzip.decompress(before.read_bytes()))
+        (folder / "artifacts").symlink_to((walked.folder / "artifacts").resolve())
+        chosen = tm.settings_of(walked.main, walked.settings, folder)
+        man = tm.Watchman(tm.the_world(chosen), chosen, Store(), tm.Recalled(home() / "artifacts"))
+        if whole:
+            found = tm.whole_look(man, day)
+        else:
+            found = tm.look(man, day, True)
+        return {table: sorted(rows(man.store, f"select {columns} from {table} where run_id = ? and {where}", found["run_id"]), key=str) for table, (columns, where) in SAME.items()}
+
+
+def test_a_look_is_the_evening_of_the_monitor(walked, tmp_path):
+    last = [step.session for step in walked.steps if step.cycle][-1]
+    day = f"{next(step.session for step in walked.steps if step.session > last):%Y-%m-%d}"      # the first champion has spoken for a quarter by then
+    ours, theirs = (evening_of(walked, tmp_path / name, day, whole) for name, whole in (("look", False), ("monitor", True)))
+    for table in SAME:
+        assert ours[table] == theirs[table], table
+    assert ours["model_predictions"] and ours["drift_monitoring"] and ours["prediction_outcomes"]
+
+
+def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path, monkeypatch):
+    told = tm.explained(walked.main, END, settings=walked.settings)
+    assert told["equal"] and {"market", "meta", "promotion", "verdict", "rules"} <= set(told["again"])
+    assert told["verdict"] in tm.in_words(told) and "all equal" in tm.in_words(told)
+    path = walked.folder / "snapshots" / f"{told['session']}.db.gz"
+    kept = path.read_bytes()
+    copy = tmp_path / "changed.db"
+    copy.write_bytes(gzip.decompress(kept))
+    with closing(sqlite3.connect(copy)) as conn:                                               # a trial less was made, they say
+        conn.execute("pragma journal_mode = delete")
+        conn.execute("delete from trials")
+        conn.commit()
+    try:
+        path.write_bytes(gzip.compress(copy.read_bytes()))
+        again = tm.explained(walked.main, END, settings=walked.settings)
+        assert not again["equal"] and not again["again"]["promotion"] and again["again"]["features"]
+        assert "DIFFERENT: " in tm.in_words(again)
+    finally:
+        path.write_bytes(kept)
+    with pytest.raises(ConfigError, match="had decided nothing by 2019-01-02"):
+        tm.explained(walked.main, "2019-01-02")
+    with pytest.raises(ConfigError, match="has not been walked"):
+        tm.explained(tm.ARMS["replay"], END)
+
+
+@pytest.fixture(scope="module")
+def told(walked):
+    return tm.journey("main", walked.settings)
+
+
+def test_the_report_compares_on_the_same_rows(walked, told):
+    assert told.champions >= 1 and told.scores is not None
+    everything = told.scores[told.scores["scope"] == "all"].set_index("rival")
+    assert set(everything.index) == {"champion", "newest", "never", "prior"} and everything["rows"].nunique() == 1
+    with walked.store.read() as conn:
+        said = pd.DataFrame(db.champions_words(conn))
+    said["session"] = pd.to_datetime(said["session"])
+    both = told.frame.merge(said, on=["session", "symbol"], suffixes=("", "_stored"))
+    assert len(both) == len(told.frame)
+    np.testing.assert_allclose(both[[f"champion_{one}" for one in ("sell", "hold", "buy")]], both[list(PROBABILITIES)], atol=1e-12)
+    for figure in (tm.timeline, tm.gains_figure, tm.equity_figure):
+        assert figure(told).axes
+    assert len(tm.decisions_table(told)) == len(told.decisions) and tm.money_table(told)["portfolio"].tolist()[0] == "champion"
+    assert "crises" in tm.verdict(told) and "No walk" in tm.verdict(None)
+
+
+def test_the_first_champion_says_again_what_it_said_live(told):
+    """The words of rivals are computed afterwards: for a model that did speak they are the words on record."""
+    first = told.frame["model_version"].iloc[0]
+    own = told.frame[told.frame["model_version"] == first]
+    for one in ("sell", "hold", "buy"):
+        np.testing.assert_allclose(own[f"champion_{one}"], own[f"never_{one}"], atol=1e-7)
+    assert (own["champion_abstain"].astype(bool) == own["never_abstain"]).all()
+
+
+def test_command_line(walked, monkeypatch):
+    from mltrader.cli import app
+
+    def call(*arguments):
+        return CliRunner().invoke(app, ["timemachine", *arguments])
+
+    assert call("--arm", "nobody").exit_code == 2
+    planned = json.loads(call("--dry-run", "--json", "--start", "2020", "--end", "2021").stdout)
+    assert planned["start"] == "2020-01-01" and planned["walked_until"] == f"{walked.steps[-1].session:%Y-%m-%d}"
+    assert isinstance(call("--arm", "replay", "--explain", "2020-03-01").exception, ConfigError)
+
+
+def test_a_damaged_walk_does_not_touch_the_everyday_home(walked):
+    outer = walked.folder.parents[1]
+    assert not (outer / "mltrader.db").exists() and not (outer / "products").exists()
+    assert (walked.folder / "folds").is_symlink() and (outer / "folds").is_dir() and not (outer / "artifacts").exists()
+    shutil.rmtree(walked.folder / "again", ignore_errors=True)
