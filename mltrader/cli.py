@@ -427,8 +427,12 @@ def timemachine(
     """Let the whole loop live through history. Example: mltrader timemachine --start 1995 --end 2022"""
     from time import monotonic
 
+    from rich.console import Console
+    from rich.progress import Progress
+
     from mltrader import timemachine as machine
     from mltrader.config import load_settings
+    from mltrader.core import to_session
 
     if arm not in machine.ARMS:
         raise typer.BadParameter(f"there is no arm {arm!r}; there are {', '.join(machine.ARMS)}.", param_hint="--arm")
@@ -445,14 +449,17 @@ def timemachine(
         say({"arm": arm, "start": first, "end": last, "walked_until": done}, as_json, f"would walk the arm {arm} from {first} to {last}" + (f"; it has come to {done}" if done else ""))
         return
     until, cycles, unequal = None if minutes is None else monotonic() + 60 * minutes, 0, []
-    for step in machine.walk(chosen, first, last, until=lambda: until is not None and monotonic() > until):
-        if (text := machine.line(step)) and not as_json:
-            typer.echo(text, err=True)
-        if step.cycle and step.cycle["verdict"]:
-            cycles += 1
-            if every and cycles % every == 0:
-                again = machine.reproduce(chosen, step.cycle["run_id"], kernels=True)
-                unequal += [f"{step.session.date()} {what}" for what in again.loc[~again["equal"], "what"]]
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        way = bar.add_task(arm, total=(to_session(last) - to_session(first)).days)
+        for step in machine.walk(chosen, first, last, until=lambda: until is not None and monotonic() > until):
+            bar.update(way, completed=(step.session - to_session(first)).days, description=f"{arm} {step.session.date()}")
+            if (text := machine.line(step)) and not as_json:
+                bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            if step.cycle and step.cycle["verdict"]:
+                cycles += 1
+                if every and cycles % every == 0:
+                    again = machine.reproduce(chosen, step.cycle["run_id"], kernels=True)
+                    unequal += [f"{step.session.date()} {what}" for what in again.loc[~again["equal"], "what"]]
     page = machine.leave_page(load_settings())
     said = machine.verdict(machine.journey(arm))
     say({"arm": arm, "walked_until": machine.walked_until(chosen), "verdict": said, "unequal": unequal, "page": str(page)}, as_json, f"{said}\n{page}")

@@ -46,7 +46,7 @@ def unpickled():
     assert not UNPICKLED, UNPICKLED
 
 
-LONG = ("test_cycle.py", "test_crash.py", "test_orchestrator.py", "test_quant_loop.py", "test_promotion.py", "test_traps.py")  # begun first: a long file begun last keeps one core idle
+LONG = ("test_cycle.py", "test_crash.py", "test_orchestrator.py", "test_quant_loop.py", "test_promotion.py", "test_traps.py", "test_timemachine.py")  # begun first: a long file begun last keeps one core idle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
