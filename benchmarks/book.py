@@ -358,7 +358,7 @@ def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
     topics = list(dict.fromkeys(name.split(" by ")[0] for name in curves))
     shape, axes = figures.new(2, len(topics), height=2.9, width=3.0 * len(topics) + 0.6, squeeze=False)
     for column, topic in enumerate(topics):
-        for color, (name, curve) in zip(figures.PALETTE, ((n, c) for n, c in curves.items() if n.split(" by ")[0] == topic), strict=False):
+        for color, curve in zip(figures.PALETTE, (c for n, c in curves.items() if n.split(" by ")[0] == topic), strict=False):
             points = curve["points"]
             sizes = [p["size"] for p in points]
             axes[0, column].plot(sizes, [np.median(p["cpu_s"]) for p in points], "o-", color=color, markersize=3.5, label=f"by {curve['by']}")

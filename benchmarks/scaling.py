@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from timing import document, line, show
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +48,7 @@ CURVES = {
     "drift by features": Curve("drift", "features", (20, 45, 90, 180), (10, 20, 40), "25 symbols x 1,320 sessions, fit and compare", 3),
     "explanations by rows": Curve("explanations", "rows", (25, 200, 800, 5000), (25, 100, 400), "boosting at its defaults, 180 features"),
     "explanations by features": Curve("explanations", "features", (20, 45, 90, 180), (20, 60, 180), "boosting at its defaults, 800 rows"),
-    "cycle by symbols": Curve("cycle", "symbols", (25, 100, 400), (), "1,800 sessions, the yardstick's settings of big_cycle.py", 1),
+    "cycle by symbols": Curve("cycle", "symbols", (25, 100, 400), (), "2,520 sessions, the yardstick's settings of big_cycle.py", 1),
 }
 
 
@@ -117,7 +116,7 @@ def point(topic: str, by: str, size: int, calls: int) -> dict[str, Any]:
     if topic == "cycle":
         import big_cycle
 
-        found = big_cycle.stage("yardstick", size, 1800)
+        found = big_cycle.stage("yardstick", size, 2520)
         return {"size": size, "cpu_s": [found["cpu_s"]], "peak_mb": found["peak_gb"] * 1000, "bytes": None, "copy_gb_s": None}
     work, moved = prepared(topic, by, size)
     copied = reach()

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from packaged import inputs_of
 from timing import document, line, show
 
-from mltrader import events, orchestrator, registry, store as db
+from mltrader import events, orchestrator, registry
+from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.boosting import XGBoostModel
 from mltrader.checks import sample_features
@@ -97,7 +97,8 @@ def cycle() -> None:
     """In a process of its own: a cycle with default settings on the packaged panel, on a new home; prints seconds."""
     with tempfile.TemporaryDirectory() as text:
         folder, cache = Path(text), home() / "cache"
-        os.environ |= {"MLTRADER_HOME": text, "MLTRADER_SETTINGS": os.devnull}
+        (folder / "none.toml").write_text("")
+        os.environ |= {"MLTRADER_HOME": text, "MLTRADER_SETTINGS": str(folder / "none.toml")}
         (folder / "cache").symlink_to(cache.resolve())
         began, before = time.perf_counter(), time.process_time()
         made = orchestrator.run_inline("benchmark", settings=Settings(run={"reports": str(folder / "reports")}), store=Store(f"sqlite:///{folder}/t.db"))
