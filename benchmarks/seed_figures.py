@@ -33,6 +33,7 @@ from mltrader.config import Settings, home
 from mltrader.core import REGIMES, Clock
 from mltrader.explain import SHAPAnalyzer
 from mltrader.forest import RandomForestModel
+from mltrader.memory import REFIT
 from mltrader.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,11 +117,12 @@ def main() -> None:
         return
     settings, times, rows, missing = Settings(events={"canonical": ()}), 5 if options.quick else 15, [], []
     made, as_of = inputs_of(Settings())
-    training = made["memory"]["training_set"]
-    names = sample_features(training)
+    samples, plan = made["memory"]["samples"], made["memory"]["plan"]
+    planned, names = plan[plan["fold"] == REFIT], sample_features(samples)
+    training = samples.iloc[planned["row"].to_numpy()].reset_index(drop=True)
     X, y = training[names], training["label"].to_numpy()
     small = {"forest": {"n_estimators": 50}, "boosting": {"rounds": 40}} if options.quick else {}
-    models = {"forest": RandomForestModel(Settings(**small).forest).fit(X, y, training["weight"], training["uniqueness"]), "boosting": XGBoostModel(Settings(**small).boosting).fit(X, y, training["weight"])}
+    models = {"forest": RandomForestModel(Settings(**small).forest).fit(X, y, planned["weight"], planned["uniqueness"]), "boosting": XGBoostModel(Settings(**small).boosting).fit(X, y, planned["weight"])}
     size = ", ".join(f"{name} of {value}" for name, value in (("50 trees", "the forest"), ("40 rounds", "boosting"))) if options.quick else "default models"
 
     inputs = {**made, "drift": {"drift": {"by_window": {"20": 0.1}}}, "state": {"captured_events": [], "watched_since": None}}
