@@ -83,6 +83,7 @@ def prepared(topic: str, by: str, size: int) -> tuple[Callable[[], Any], int]:
         from mltrader import drift
 
         symbols, count = (25, size) if by == "features" else (size, 20)
+        worlds.SYMBOLS = [f"S{i:04d}" for i in range(symbols)]
         past, now = worlds.split(worlds.autoregressive(0, 0.8, count, 1320, symbols))
         drift.DriftDetector().fit(worlds.split(worlds.autoregressive(0, 0.8, 4, 1320, 4))[0])
         return lambda: drift.DriftDetector().fit(past).compare(now), (len(past) + len(now)) * count * 4
