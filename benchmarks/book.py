@@ -207,8 +207,15 @@ def number(value: float | None, unit: str = "") -> str:
     if value is None:
         return "–"
     size = abs(value)
+    if unit in ("s", "CPU-s") and 0 < size < 1e-3:
+        return number(1e6 * value, unit.replace("s", "µs"))
     text = f"{value:,.0f}" if size >= 100 else f"{value:.3g}" if size >= 1e-3 or size == 0 else f"{value:.1e}"
     return f"{text} {unit}".strip()
+
+
+def plain(text: str) -> str:
+    """A text for a table: no line breaks, no strokes, and no folders of the machine that it was measured on."""
+    return re.sub(r"(?<!\w)\(?(?:/[\w.+-]+){2,}/?\)?", "…", str(text)).replace("|", "\\|").replace("\n", " ").replace("`", "'").strip()
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -220,7 +227,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     peer = ", ".join(part for part in (row["against"], number(row["peer"], row["unit"]) if row["peer"] is not None else "") if part)
     bar = "" if row["bar"] is None else f"{'≥' if row['least'] else '≤'} {number(row['bar'], '' if row['least'] else row['unit'])}"
     met = "" if row["bar"] is None else "met" if row["ok"] else "**missed**"
-    return [str(cell).replace("|", "\\|").replace("\n", " ").strip() for cell in (row["what"], ours, peer, ratio, bar, met, row["note"])]
+    return [plain(cell) for cell in (row["what"], ours, peer, ratio, bar, met, row["note"])]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -236,10 +243,10 @@ def section(name: str, result: Mapping[str, Any] | None) -> list[str]:
         there = (BENCHMARKS / f"{name}.py").is_file()
         return [*lines, f"**Missing**: {'it was not run' if there else 'there is no `benchmarks/' + name + '.py` in this version'}.", ""]
     if result["error"] is not None:
-        return [*lines, f"**Missing**: it failed: `{result['error'].replace('`', '')}`.", ""]
+        return [*lines, f"**Missing**: it failed: `{plain(result['error'])}`.", ""]
     document = result["result"]
     lines += [*table(document["rows"]), ""]
-    lines += [f"**Missing**: {one}." if not one.endswith(".") else f"**Missing**: {one}" for one in document["missing"]] + ([""] if document["missing"] else [])
+    lines += [f"**Missing**: {plain(one).rstrip('.')}.\n" for one in document["missing"]]
     versions = ", ".join(f"{k} {v}" for k, v in (document.get("versions") or {}).items() if isinstance(v, str))
     size = "**small sizes (`--quick`)**" if result["quick"] else "full sizes"
     return [*lines, f"<sub>`python benchmarks/{name}.py{' --quick' if result['quick'] else ''}`: {size}; {result['at'][:16].replace('T', ' ')} UTC, {result['seconds']:,.0f} s, load {result['load'][0]} to {result['load'][1]}"
@@ -256,8 +263,8 @@ def shortcomings(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         elif result["error"] is not None:
             lines.append(f"- {entry.title}: failed")
         else:
-            lines += [f"- {entry.title}: {row['what']}: {number(row['measured'], '' if row['ratio'] is not None and row['least'] else row['unit'])}, bar {cells(row)[4]}" for row in result["result"]["rows"] if not row["ok"]]
-            lines += [f"- {entry.title}: missing: {one}" for one in result["result"]["missing"]]
+            lines += [f"- {entry.title}: {plain(row['what'])}: {number(row['measured'], '' if row['ratio'] is not None and row['least'] else row['unit'])}, bar {cells(row)[4]}" for row in result["result"]["rows"] if not row["ok"]]
+            lines += [f"- {entry.title}: missing: {plain(one)}" for one in result["result"]["missing"]]
     return lines
 
 
@@ -317,10 +324,10 @@ def page(results: Mapping[str, Mapping[str, Any]], images: Sequence[str] = ()) -
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
-    """All ratios against peers, on one logarithmic axis, with intervals and bars; None if there are none."""
+    """All ratios against peers that ran beside ours, on one logarithmic axis, with intervals and bars; None if there are none."""
     from mltrader import figures
 
-    chosen = [(BOOK[name].title, row) for name in BOOK if (r := results.get(name)) and r["error"] is None for row in r["result"]["rows"] if row["ratio"] is not None and row["ratio"] > 0]
+    chosen = [(BOOK[name].title, row) for name in BOOK if name != "seed_figures" and (r := results.get(name)) and r["error"] is None for row in r["result"]["rows"] if row["ratio"] is not None and row["ratio"] > 0]
     if not chosen:
         return None
     shape, ax = figures.new(height=0.24 * len(chosen) + 1.1, width=10.5)
@@ -341,7 +348,7 @@ def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def _short(row: Mapping[str, Any]) -> str:
-    text = row["what"] + (f" ({row['against']})" if row["against"] and row["against"].lower() not in row["what"].lower() else "")
+    text = row["what"].replace("`", "") + (f" ({row['against']})" if row["against"] and row["against"].lower() not in row["what"].lower() else "")
     return text if len(text) <= 78 else text[:76] + "…"
 
 

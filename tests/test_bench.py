@@ -60,9 +60,16 @@ def test_what_is_missing_is_named():
     page = book.page(MADE)
     top = page[page.index("## What is missed"):page.index(f"## {book.BOOK['seed_figures'].title}")]
     assert "- Features: missing: Qlib is not installed" in top and "- Drift: failed" in top and f"- {book.BOOK['labels'].title}: not measured" in top
-    assert "- Storage: a sample | alone: 123 µs, bar ≤ 100 µs" in top and "- Storage: share of equal rows: 0.98, bar ≥ 1" in top and "pandas" not in top
+    assert r"- Storage: a sample \| alone: 123 µs, bar ≤ 100 µs" in top and "- Storage: share of equal rows: 0.98, bar ≥ 1" in top and "pandas" not in top
     assert "**Missing**: Qlib is not installed." in page and "**Missing**: it failed: `ValueError: no data`." in page and "**Missing**: it was not run." in page
     assert book.shortcomings({name: result(name, [of_pandas(30, True)]) for name in book.BOOK}) == []
+
+
+@pytest.mark.parametrize("text", ["cannot import (/home/me/.venv/lib/x.py)", "no file /opt/data/bars.parquet there"])
+def test_a_page_names_no_folder_of_the_machine(text):
+    page = book.page({"drift": result("drift", None, error=text), "storage": result("storage", [line("a", 1, note=text)], missing=(text,))})
+    assert "/home/me" not in page and "/opt/data" not in page and page.count("…") == 4
+    assert book.plain("26 x 6,000; open/high/low, 3/4 of µs/row") == "26 x 6,000; open/high/low, 3/4 of µs/row"
 
 
 def test_results_of_different_code_are_refused(folder):
@@ -115,6 +122,7 @@ def test_a_benchmark_is_run_once_for_its_code(tmp_path, monkeypatch):
 @given(value=st.floats(1e-9, 1e12) | st.floats(-1e12, -1e-9) | st.just(0.0))
 def test_figures_keep_three_digits(value):
     assert float(book.number(value).replace(",", "")) == pytest.approx(value, rel=0.051 if abs(value) < 1e-3 else 0.0051)
+    assert book.number(6.4e-6, "CPU-s") == "6.4 CPU-µs" and book.number(None, "s") == "–" and book.number(0.0, "s") == "0 s"
 
 
 def test_every_benchmark_is_in_the_book_or_left_out_for_a_reason():
