@@ -30,10 +30,11 @@ QUICK_LIMIT_S, LIMIT_S = 1800, 6 * 3600  # after which a benchmark counts as fai
 
 
 class Entry(NamedTuple):
-    """A section of the book."""
+    """A section of the book; `full` are options of the full run, for studies of many hours."""
 
     title: str
     words: str
+    full: tuple[str, ...] = ()
 
 
 BOOK: dict[str, Entry] = {  # by script, in the order of the page
@@ -56,16 +57,16 @@ BOOK: dict[str, Entry] = {  # by script, in the order of the page
     "big_cycle": Entry("Full cycle, without kernels, on a large panel", "All tasks in one process on 500 made-up symbols and ten years, nothing reused. The yardstick's settings are those of a system of the original's size (24,000 training rows, five folds); "
                        "the default settings train on up to 200,000 rows and explain every session, and have no bar."),
     "timemachine": Entry("Time machine", "The whole loop replayed through history under a simulated clock: what a year of it costs."),
-    "false_promotion": Entry("Error rate of the loop", "How often the gate lets in what it should not, in worlds of which the truth is known, and how often it lets in what it should."),
+    "false_promotion": Entry("Error rate of the loop", "How often the gate lets in what it should not, in worlds of which the truth is known, and how often it lets in what it should. The study takes some ten hours and is run by itself; here is what it has so far.", ("--report",)),
     "leaks": Entry("Planted leaks", "Pipelines into which a leak was put, and clean ones: what the audit says of each."),
-    "cross_section": Entry("Cross-section", "Models in Qlib's terms, on the packaged panel."),
+    "cross_section": Entry("Cross-section", "Models in Qlib's terms, on the packaged panel: the seeds that are whole.", ("--minutes", "60")),
     "scaling": Entry("Scaling", "How time and memory grow, one thread, and how far each is from what the memory itself could do. An exponent of 1 is linear."),
 }
 LEFT_OUT: dict[str, str] = {  # by script: why it has no section
     "book": "is the book", "timing": "is what benchmarks share", "packaged": "is what benchmarks share", "alpha158": "is Qlib's formulas, read by features.py",
     "blends": "compares blends on a finished run; it has no bar and no clock", "chaos": "tries faults for an hour; it counts faults, not seconds", "unattended": "lives through half a year in forty minutes; it needs libfaketime",
     "conformal": "is a study of coverage: docs/explanation/silence.md", "dashboard": "needs Chromium and an idle machine: its bar is on wall time", "memory": "is a study of what is remembered, an hour long: docs/explanation/memory.md",
-    "replay": "is a study of past errors: docs/explanation/memory.md", "sectors": "is a study of transfer between sectors", "watch": "is a study of false and late rollbacks: docs/explanation/watch.md",
+    "replay": "is a study of past errors: docs/explanation/memory.md", "sectors": "is a study of transfer between sectors", "worlds": "is the markets of false_promotion.py", "loop": "is the loop of false_promotion.py", "watch": "is a study of false and late rollbacks: docs/explanation/watch.md",
 }
 PEERS: dict[str, tuple[str, ...]] = {  # environment, where benchmarks look for it: what goes into it
     ".venv-qlib": ("pyqlib==0.9.7",), ".venv-drift": ("frouros", "evidently"), ".mltrader/peers/mlfinpy": ("mlfinpy==0.1.2", "scikit-learn")}
@@ -147,7 +148,7 @@ def run_one(name: str, quick: bool) -> dict[str, Any]:
     began, load = time.perf_counter(), os.getloadavg()[0]
     made: dict[str, Any] = {"name": name, "quick": quick, "code": code_digest(), "script": script_digest(name), "at": datetime.now(UTC).isoformat(timespec="seconds"), "result": None, "error": None}
     try:
-        done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", *(["--quick"] if quick else [])], cwd=ROOT, capture_output=True, text=True, timeout=QUICK_LIMIT_S if quick else LIMIT_S)
+        done = subprocess.run([sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", *(("--quick",) if quick else BOOK[name].full)], cwd=ROOT, capture_output=True, text=True, timeout=QUICK_LIMIT_S if quick else LIMIT_S)
         try:
             made["result"] = parsed(done.stdout)
         except ValueError as error:
@@ -249,7 +250,7 @@ def section(name: str, result: Mapping[str, Any] | None) -> list[str]:
     lines += [f"**Missing**: {plain(one).rstrip('.')}.\n" for one in document["missing"]]
     versions = ", ".join(f"{k} {v}" for k, v in (document.get("versions") or {}).items() if isinstance(v, str))
     size = "**small sizes (`--quick`)**" if result["quick"] else "full sizes"
-    return [*lines, f"<sub>`python benchmarks/{name}.py{' --quick' if result['quick'] else ''}`: {size}; {result['at'][:16].replace('T', ' ')} UTC, {result['seconds']:,.0f} s, load {result['load'][0]} to {result['load'][1]}"
+    return [*lines, f"<sub>`{' '.join(['python', f'benchmarks/{name}.py', *(('--quick',) if result['quick'] else entry.full)])}`: {size}; {result['at'][:16].replace('T', ' ')} UTC, {result['seconds']:,.0f} s, load {result['load'][0]} to {result['load'][1]}"
             f"{'; ' + versions if versions else ''}</sub>", ""]
 
 
