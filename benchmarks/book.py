@@ -356,6 +356,7 @@ def _short(row: Mapping[str, Any]) -> str:
 def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
     """Time and memory over size, a panel a topic; None without curves."""
     import numpy as np
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from mltrader import figures
 
@@ -373,6 +374,11 @@ def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
             axes[1, column].plot(sizes, [max(p["peak_mb"], 1) for p in points], "o-", color=color, markersize=3.5)
         axes[0, column].set(xscale="log", yscale="log", ylabel="CPU-seconds" if column == 0 else "")
         axes[1, column].set(xscale="log", yscale="log", ylabel="peak memory, MB" if column == 0 else "", xlabel="size")
+        for ax in axes[:, column]:
+            for axis, subs in ((ax.xaxis, (1, 3)), (ax.yaxis, (1, 2, 5))):
+                axis.set_major_locator(LogLocator(subs=subs))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
         axes[0, column].set_title(topic)
         axes[0, column].legend()
     rows = [row for row in result["result"]["rows"] if row["what"].endswith("exponent")]
