@@ -4,7 +4,7 @@ UV     := uv==0.13.9
 BIN    := .venv/bin
 HOME_  := $(or $(MLTRADER_HOME),.mltrader)
 
-.PHONY: run test lab setup data pipeline docs picture lock lint clean help
+.PHONY: run test bench lab setup data pipeline docs picture lock lint clean help
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -15,6 +15,9 @@ run: data       ## bring the data, build the whole DAG, say where the report is
 
 test: data      ## every test: notebooks, pytest, a smoke build of the DAG
 	@$(BIN)/python -m pytest -c tests/pytest.ini tests
+
+bench: data     ## the benchmark book, docs/benchmarks.md: hours at first, goes on where it was (QUICK=--quick: minutes)
+	@$(BIN)/python benchmarks/book.py --peers $(QUICK)
 
 lab: setup      ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs

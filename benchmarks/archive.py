@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timing import document, line, show
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -184,26 +185,23 @@ def main() -> None:
     def steps(found: dict) -> str:
         return ", ".join(f"{name} {found[name]:.2f}" for name in ("features", "regimes", "labels", "update")) + f" s; range [{found['low']:.1f}, {found['high']:.1f}]; wall {found['wall']:.1f}"
 
-    rows = [
-        {"what": f"packaged panel, {own['events']:.0f} events known, CPU-s", "measured": own["total"], "bar": 5.0, "ok": own["total"] <= 5, "note": steps(own)},
-        {"what": "  the cut alone, CPU-s", "measured": own["cut"], "bar": None, "ok": True, "note": f"{own['rows']:.0f} samples x {own['features_n']:.0f} features"},
-        {"what": "  again: nothing new, CPU-s", "measured": own["again"], "bar": None, "ok": True, "note": f"{own['megabytes']:.1f} MB stored"},
-        {"what": "  peak memory, GB", "measured": own["peak_gb"], "bar": None, "ok": True, "note": f"{own['bars']:,} bars of {own['symbols']} symbols"},
-        {"what": f"{symbols} x {sessions}, {large['events']:.0f} events known, CPU-s", "measured": large["total"], "bar": bar, "ok": large["total"] <= bar, "note": steps(large)},
-        {"what": "  the cut alone, CPU-s", "measured": large["cut"], "bar": None, "ok": True, "note": f"{large['rows']:,.0f} samples x {large['features_n']:.0f} features"},
-        {"what": "  again: nothing new, CPU-s", "measured": large["again"], "bar": None, "ok": True, "note": f"{large['megabytes']:.0f} MB stored"},
-        {"what": "  peak memory, GB", "measured": large["peak_gb"], "bar": None, "ok": True, "note": f"features alone are {large['bars'] * large['features_n'] * 4 / 1e9:.1f} GB"},
-        {"what": "times as fast as a loop in pandas", "measured": ratio, "bar": None, "ok": True,
-         "note": f"{loop['pairs']} of {loop['of']} pairs took {loop['seconds']:.1f} CPU-s, so all {loop['total']:,.0f} (extrapolated); its {loop['features_n']} features are one symbol's own"},
-    ]
+    def of(name: str, found: dict, limit: float) -> list[dict]:
+        """The rows of one panel."""
+        size = f"{found['bars']:,} bars of {found['symbols']} symbols; features alone are {found['bars'] * found['features_n'] * 4 / 1e9:.1f} GB"
+        return [line(f"{name}, {found['events']:.0f} events known", found["total"], limit, found["total"] <= limit, steps(found), unit="CPU-s"),
+                line(f"{name}: the cut alone", found["cut"], note=f"{found['rows']:,.0f} samples x {found['features_n']:.0f} features", unit="CPU-s"),
+                line(f"{name}: again, nothing new", found["again"], note=f"{found['megabytes']:.1f} MB stored", unit="CPU-s"), line(f"{name}: peak memory", found["peak_gb"], note=size, unit="GB")]
+
+    rows = [*of("packaged panel", own, 5.0), *of(f"{symbols} x {sessions}", large, bar),
+            line("times as fast as a loop in pandas", ratio, ours=large["total"], peer=loop["total"], unit="CPU-s", against="pandas, symbol by symbol and event by event",
+                 note=f"{loop['pairs']} of {loop['of']} pairs took {loop['seconds']:.1f} CPU-s, the rest is extrapolated; its {loop['features_n']} features are one symbol's own")]
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pandas", "pyarrow")}
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions, options.quick), indent=1))
     else:
         print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
         print(f"before the clock: loading or compiling code and a panel of 8 symbols, {own['warm']:.1f} s; events end in 2023, the packaged data in 2022")
-        for r in rows:
-            print(f"{r['what']:42} {r['measured']:8.3g}   bar {r['bar'] or '–':>5}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
+        show(rows)
     sys.exit(not all(r["ok"] for r in rows))
 
 

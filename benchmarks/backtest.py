@@ -15,10 +15,12 @@ import os
 import platform
 import statistics
 import sys
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from features import cpu, interval
+from timing import document, line, show
 
 
 def in_bt(weights: pd.DataFrame, prices: pd.DataFrame) -> np.ndarray:
@@ -90,25 +92,24 @@ def main() -> None:
     sessions, part, blocks, pairs = (3000, 100, 10, 5) if options.quick else (6000, 200, 12, 9)
     rows = []
 
-    def row(what: str, value: float, bar: float | None, good: bool, note: str = "") -> None:
-        rows.append({"what": what, "measured": float(value), "bar": bar, "ok": bool(good), "note": note})
+    def row(what: str, value: float, bar: float | None, good: bool, note: str = "", **more: Any) -> None:
+        rows.append(line(what, value, bar, good, note, **more))
 
     engine, chance = against_bt(26, sessions, part, pairs), against_purgedcv(48, sessions, blocks, pairs)
     mid, low, high = engine["ratio"]
-    row("times as fast as bt", mid, 100, high >= 100, f"[{low:.0f}, {high:.0f}]; 26 x {sessions}: {1e3 * engine['ours']:.0f} ms against {engine['theirs']:.1f} s (of {part}, scaled)")
+    row("times as fast as bt", mid, 100, high >= 100, f"26 x {sessions}; theirs of {part} sessions, scaled", spread=engine["ratio"], ours=engine["ours"], peer=engine["theirs"], unit="CPU-s", against="bt")
     row("largest difference of equity", engine["apart"], 1e-6, engine["apart"] <= 1e-6, "26 stocks rebalanced every session, no costs")
     mid, low, high = chance["ratio"]
     row("times as fast as purgedcv (PBO)", mid, 100, high >= 100,
-        f"[{low:.0f}, {high:.0f}]; 48 x {sessions}, {blocks} blocks: {1e3 * chance['ours']:.1f} ms against {chance['theirs']:.2f} s")
+        f"48 x {sessions}, {blocks} blocks", spread=chance["ratio"], ours=chance["ours"], peer=chance["theirs"], unit="CPU-s", against="purgedcv")
     row("difference of PBO", chance["apart"], 0.0, chance["apart"] == 0.0)
-    row("CPU-s of PBO with 16 blocks", chance["full"], 1.0, chance["full"] <= 1.0, "all 12,870 halves")
+    row("PBO with 16 blocks", chance["full"], 1.0, chance["full"] <= 1.0, "all 12,870 halves", unit="CPU-s")
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "pandas", "bt", "purgedcv")}
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions, options.quick), indent=1))
     else:
         print(f"Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
-        for r in rows:
-            print(f"{r['what']:32} {r['measured']:10.3g}   bar {'–' if r['bar'] is None else r['bar']:>6}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
+        show(rows)
     sys.exit(not all(r["ok"] for r in rows))
 
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
+from timing import document, line, show
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -67,18 +68,18 @@ def main() -> None:
         full = measure(build, env)
         noop = [measure(build, env) for _ in range(3)]
         start = {name: [measure([str(BIN / "mltrader"), name], env) for _ in range(9)] for name in ("--help", "status")}
-    rows = [("full build, wall s", full["wall_s"], 300), ("full build, CPU s", full["cpu_s"], None), ("full build, peak GB", full["peak_gb"], 3.0),
-            ("no-op build, CPU s", statistics.median(r["cpu_s"] for r in noop), 15), ("no-op build, wall s", statistics.median(r["wall_s"] for r in noop), None),
-            *[(f"mltrader {n}, CPU s", statistics.median(r["cpu_s"] for r in runs), 1.0) for n, runs in start.items()],
-            *[(f"mltrader {n}, wall s", statistics.median(r["wall_s"] for r in runs), None) for n, runs in start.items()]]
-    result = [{"what": what, "measured": round(value, 2), "bar": bar, "ok": bar is None or value <= bar} for what, value, bar in rows]
+    found = [("full build, wall", full["wall_s"], 300, "s"), ("full build, CPU", full["cpu_s"], None, "CPU-s"), ("full build, peak memory", full["peak_gb"], 3.0, "GB"),
+             ("no-op build, CPU", statistics.median(r["cpu_s"] for r in noop), 15, "CPU-s"), ("no-op build, wall", statistics.median(r["wall_s"] for r in noop), None, "s"),
+             *[(f"mltrader {n}, CPU", statistics.median(r["cpu_s"] for r in runs), 1.0, "CPU-s") for n, runs in start.items()],
+             *[(f"mltrader {n}, wall", statistics.median(r["wall_s"] for r in runs), None, "s") for n, runs in start.items()]]
+    panel = "six stocks" if options.quick else "packaged panel"
+    rows = [line(what, value, bar, bar is None or value <= bar, panel if "build" in what else "", unit=unit) for what, value, bar, unit in found]
     if options.json:
-        print(json.dumps({"rows": result, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count()}, indent=1))
+        print(json.dumps(document(rows, ("ploomber", "papermill", "typer"), options.quick), indent=1))
     else:
         print(f"{'quick (six stocks)' if options.quick else 'packaged panel'}; Python {platform.python_version()}, {os.cpu_count()} CPUs")
-        for row in result:
-            print(f"{row['what']:28} {row['measured']:8.2f}   bar {row['bar'] if row['bar'] is not None else '–':>5}   {'ok' if row['ok'] else 'MISSED'}")
-    sys.exit(not all(row["ok"] for row in result))
+        show(rows)
+    sys.exit(not all(row["ok"] for row in rows))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from timing import document
+from timing import line as row_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -211,7 +213,10 @@ def main() -> None:
              "shaken": shaken(index, extended), "alone": {name: quickly(index, falls, **limits) for name, limits in alone.items()}, "grid": {name: quickly(index, falls, **limits) for name, limits in grid.items()},
              "canonical": canonical_table(index, Settings(), {"extended": extended, "seed": seed}, checks),
              "seed": {**seen, "checks": len(checks), "met": int(checks["met"].sum()), "events": seed["event"].tolist()}}
-    print(json.dumps(found, indent=1, default=str)) if options.json else report(found, options.quick)
+    least, units = ("recalled", "  without"), {"a check": "CPU-s", "capture": "CPU-s", "latest": "sessions"}
+    rows = [row_of(one["what"].strip(), one["measured"], one["bar"], one["ok"], one["note"], least=any(word in one["what"] for word in least), unit=next((u for word, u in units.items() if one["what"].startswith(word)), ""))
+            for one in found["bars"]]
+    print(json.dumps(document(rows, ("numpy", "pandas", "sqlalchemy"), options.quick, **found), indent=1, default=str)) if options.json else report(found, options.quick)
     sys.exit(not all(line["ok"] for line in found["bars"]))
 
 

@@ -26,7 +26,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
-from timing import cpu, interval
+from timing import cpu, document, interval
+from timing import line as row
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -158,6 +159,16 @@ def others(n: int, rows: int) -> dict:
     return found
 
 
+def rows_of(ratios: list[dict], waits: list[dict]) -> list[dict]:
+    """The rows of the benchmark book."""
+    rows = [row(f"{one['name']}: times as fast", one["ratio"][0], one["bar"], not one["bar"] or one["ratio"][2] >= one["bar"], one["of"], spread=one["ratio"], ours=1000 * one["ours"], peer=1000 * one["theirs"], unit="ms", against=one["peer"])
+            for one in ratios]
+    gap = max(one[key] for one in ratios for key in ("difference", "base") if key in one)
+    rows.append(row("largest difference from the peers", gap, SAME, gap <= SAME, "values, interactions and base, all of the above"))
+    rows += [row(one["name"], 1000 * one["seconds"], one["limit"] and 1000 * one["limit"], not one["limit"] or one["seconds"] <= one["limit"], unit="ms") for one in waits]
+    return rows + [row(f"one row alone, {one['name']}", 1000 * one["alone"], 1000 * LIMITS["one explanation"], one["alone"] <= LIMITS["one explanation"], unit="ms") for one in ratios if "alone" in one]
+
+
 def main() -> None:
     """Print the tables, and leave with 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -178,7 +189,8 @@ def main() -> None:
     missed += [f"{line['name']}: {line['seconds']:.3f} s, limit {line['limit']}" for line in waits if line["limit"] and line["seconds"] > line["limit"]]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "numba", "scikit-learn", "shap")} | {"xgboost": __import__("xgboost").__version__, "python": platform.python_version()}
     if options.json:
-        print(json.dumps({"ratios": ratios, "seconds": waits, "peers": peers, "versions": versions, "missed": missed}, indent=1))
+        absent = [f"{name}: {value}" for name, value in peers.items() if isinstance(value, str)]
+        print(json.dumps(document(rows_of(ratios, waits), versions, options.quick, absent, ratios=ratios, seconds=waits, peers=peers, missed=missed), indent=1))
         sys.exit(bool(missed))
     print(f"{platform.processor() or platform.machine()}, one thread each; " + ", ".join(f"{k} {v}" for k, v in versions.items()))
     for line in ratios:

@@ -23,10 +23,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from timing import interval
+from timing import document, interval, line, show
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -278,40 +279,37 @@ def main() -> None:
 
     rows = []
 
-    def row(what: str, value: float, bar: float | None, good: bool, note: str = "") -> None:
-        rows.append({"what": what, "measured": float(value), "bar": bar, "ok": bool(good), "note": note})
+    def row(what: str, value: float, bar: float | None, good: bool, note: str = "", **more: Any) -> None:
+        rows.append(line(what, value, bar, good, note, **more))
 
     scale = symbols * sessions / 2e6
     per = 168 / count / scale
-    row("CPU-s per 168 features, 2 M rows, 1 thread", whole[1] * per, 4.0, whole[1] * per <= 4, f"{count} features, {symbols} x {sessions}: {whole[1]:.2f} CPU-s")
-    row("CPU-s per 168 features, 2 M rows, 2 threads", whole[2] * per, 4.0, whole[2] * per <= 4, f"wall {wall:.2f} s; into memory never used before {fresh:.2f} CPU-s")
-    row("memory beyond the output, MB", extra, 100, extra <= 100, "2 threads, peak of a process of its own")
+    row("168 features, 2 M rows, 1 thread", whole[1] * per, 4.0, whole[1] * per <= 4, f"{count} features, {symbols} x {sessions}: {whole[1]:.2f} CPU-s", unit="CPU-s")
+    row("168 features, 2 M rows, 2 threads", whole[2] * per, 4.0, whole[2] * per <= 4, f"wall {wall:.2f} s; into memory never used before {fresh:.2f} CPU-s", unit="CPU-s")
+    row("memory beyond the output", extra, 100, extra <= 100, "2 threads, peak of a process of its own", unit="MB")
     mid, low, high = exponent
     row("exponent of cost in rows", mid, 1.1, low <= 1.1, f"[{low:.2f}, {high:.2f}]; " + ", ".join(f"{s}: {c:.2f} CPU-s" for s, c in zip(sizes, costs, strict=True)))
     mid, low, high = slow["ratio"]
-    row("times as fast as pandas", mid, 25, high >= 25, f"[{low:.1f}, {high:.1f}]; {slow['features']} features, {slow['ours']:.2f} against {slow['theirs']:.0f} CPU-s (some symbols, scaled)")
+    row("times as fast as pandas", mid, 25, high >= 25, f"{slow['features']} features; pandas on some symbols, scaled", spread=slow["ratio"], ours=slow["ours"], peer=slow["theirs"], unit="CPU-s", against="pandas")
     row("largest difference from pandas", slow["difference"], 1e-5, slow["difference"] <= 1e-5, "after warm-up, relative to the larger of the value and the feature's spread")
     mid, low, high = talib["ratio"]
-    row("times as fast as TA-Lib", mid, 1.2, high >= 1.2, f"[{low:.2f}, {high:.2f}]; {talib['indicators']} indicators, {talib['ours']:.2f} against {talib['theirs']:.2f} CPU-s")
+    row("times as fast as TA-Lib", mid, 1.2, high >= 1.2, f"{talib['indicators']} indicators", spread=talib["ratio"], ours=talib["ours"], peer=talib["theirs"], unit="CPU-s", against="TA-Lib")
     if qlib and "ratios" in qlib:
         rates = qlib["rates"]
         for name, what, note, bar in (("alpha", "the same formulas", f"all {qlib['fields']} formulas", 50), ("own", "our features", f"our {count} features", None)):
             mid, low, high = qlib["ratios"][name]
             row(f"times Qlib's values per CPU-s, {what}", mid, bar, bar is None or high >= bar,
-                f"[{low:.1f}, {high:.1f}]; {note}: {rates[name]:.0f} M against Alpha158's {rates['qlib']:.2f} M; Qlib {qlib['version']}")
+                f"{note} against Alpha158; Qlib {qlib['version']}", spread=qlib["ratios"][name], ours=rates[name], peer=rates["qlib"], unit="M values per CPU-s", against="Qlib")
         row("largest difference from Qlib", qlib["difference"], 1e-3, qlib["difference"] <= 1e-3, "99.9 % quantile; Qlib reads float32")
     missing = None if qlib and "ratios" in qlib else (qlib or {}).get("error", f"Qlib is not installed in {QLIB.parent.parent.name}; the docstring says how")
 
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pandas", "ta-lib")}
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "missing": missing, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions, options.quick, [missing]), indent=1))
     else:
         print(f"{symbols} symbols x {sessions} sessions x {count} features; Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
         print(f"first call, compiling or loading compiled code: {first:.1f} CPU-s")
-        for r in rows:
-            print(f"{r['what']:54} {r['measured']:10.3g}   bar {r['bar'] or '–':>6}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
-        if missing:
-            print(f"not measured: {missing}")
+        show(rows, [missing] if missing else [])
     sys.exit(not all(r["ok"] for r in rows))
 
 

@@ -27,9 +27,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from features import ROOT, cpu, interval, panel_of
+from timing import document, line, show
 
 PEER = Path(os.environ.get("MLTRADER_PEER_MLFINPY") or ROOT / ".mltrader" / "peers" / "mlfinpy" / "bin" / "python")
 TARGET, HORIZON, BAR = 0.05, 14, 1000.0
@@ -108,13 +110,13 @@ def main() -> None:
     frame, rows, missing = labels.triple_barrier(panel, settings), [], None
     touch = LabelSettings(take_profit=TARGET, stop_loss=TARGET, horizon=HORIZON)
 
-    def row(what: str, value: float, bar: float | None, good: bool, note: str = "") -> None:
-        rows.append({"what": what, "measured": float(value), "bar": bar, "ok": bool(good), "note": note})
+    def row(what: str, value: float, bar: float | None, good: bool, note: str = "", **more: Any) -> None:
+        rows.append(line(what, value, bar, good, note, **more))
 
     own = statistics.median(cpu(labels.triple_barrier, panel, settings) for _ in range(3)) / len(frame)
-    row("our rows per CPU-s, closes, thousands", 1e-3 / own, None, True, f"{symbols} x {sessions}, 1 thread, horizon {HORIZON}")
+    row("rows per CPU-s, closes alone", 1e-3 / own, None, True, f"{symbols} x {sessions}, 1 thread, horizon {HORIZON}", unit="thousand")
     full = panel_of(symbols, sessions)[0]
-    row("our rows per CPU-s, open/high/low, thousands", 1e-3 * len(frame) / cpu(labels.triple_barrier, full, touch), None, True, "touch by high and low, entry at the open")
+    row("rows per CPU-s, open, high and low", 1e-3 * len(frame) / cpu(labels.triple_barrier, full, touch), None, True, "touch by high and low, entry at the open", unit="thousand")
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "pandas")}
     if PEER.is_file():
         with tempfile.TemporaryDirectory() as folder:
@@ -131,7 +133,7 @@ def main() -> None:
                 peer.close()
                 mid, low, high = interval(ratios)
                 row("times as fast as mlfinpy, an event", mid, BAR, high >= BAR,
-                    f"[{low:.0f}, {high:.0f}]; {1 / own:,.0f} against {1 / statistics.median(theirs):,.0f} events per CPU-s, {pairs} pairs")
+                    f"{pairs} pairs", spread=(mid, low, high), ours=1e6 * own, peer=1e6 * statistics.median(theirs), unit="µs an event", against="mlfinpy")
                 found = []
                 for column in range(min(pairs, symbols)):
                     mine = np.full((sessions, 2), -1.0)
@@ -142,8 +144,8 @@ def main() -> None:
                 total = sum(f["events"] for f in found)
                 means = {name: sum(f[name] * f["events"] for f in found) / total for name in found[0]}
                 row("share of equal labels where alike", means["same where alike"], 1.0, means["same where alike"] == 1.0,
-                    f"{total:,} events of {len(found)} symbols; {means['differ by definition']:.2%} differ by definition (all: {means['same']:.4f})")
-                row("share of equal exits", means["same exit"], 1.0, means["same exit"] == 1.0, "the session at which the trade ends")
+                    f"{total:,} events of {len(found)} symbols; {means['differ by definition']:.2%} differ by definition (all: {means['same']:.4f})", least=True)
+                row("share of equal exits", means["same exit"], 1.0, means["same exit"] == 1.0, "the session at which the trade ends", least=True)
                 versions = {**versions, "mlfinpy": peer.versions["mlfinpy"], "its pandas": peer.versions["pandas"], "its numpy": peer.versions["numpy"]}
             except RuntimeError as error:
                 missing = f"mlfinpy failed: {error}"
@@ -151,13 +153,10 @@ def main() -> None:
         missing = f"mlfinpy is not installed: there is no {PEER}; the docstring says how to make it"
 
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "missing": missing, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions, options.quick, [missing]), indent=1))
     else:
         print(f"{symbols} symbols x {sessions} sessions; Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
-        for r in rows:
-            print(f"{r['what']:46} {r['measured']:10.4g}   bar {r['bar'] or '–':>6}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
-        if missing:
-            print(f"not measured: {missing}")
+        show(rows, [missing] if missing else [])
     sys.exit(not all(r["ok"] for r in rows))
 
 

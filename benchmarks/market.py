@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from timing import document
+from timing import line as row_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXED_GB = 0.2  # in `--quick`: libraries that are loaded on the way, and blocks of rows that are as large as in the full run
@@ -105,7 +107,9 @@ def main() -> None:
     rows = [{"what": STAGES[name], "peak_gb": round(r["peak_gb"], 2), "bar_gb": round(limit, 2), "cpu_s": round(r["cpu_s"], 1), "wall_s": round(r["wall_s"], 1),
              "rows": r["rows"], "ok": name == "start" or r["peak_gb"] <= limit} for name, r in found.items()]
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "megabytes": sizes, "python": platform.python_version(), "cpus": os.cpu_count()}, indent=1))
+        size = f"{symbols:,} x {sessions:,}"
+        told = [row_of(f"{r['what']}: peak memory", r["peak_gb"], r["bar_gb"] if r["what"] != STAGES["start"] else None, r["ok"], f"{size}; {r['cpu_s']} CPU-s, wall {r['wall_s']} s", unit="GB") for r in rows]
+        print(json.dumps(document(told, ("pandas", "pyarrow", "pandera"), options.quick, stages=rows, megabytes=sizes), indent=1))
     else:
         print(f"{symbols:,} symbols x {sessions:,} sessions = {symbols * sessions:,} bars ({', '.join(f'{n} {s:.0f} MB' for n, s in sizes.items())}); "
               f"Python {platform.python_version()}, pandas {pd.__version__}, {os.cpu_count()} CPUs")

@@ -25,6 +25,7 @@ import pandas as pd
 import xgboost
 from packaged import inputs_of
 from sklearn.ensemble import RandomForestClassifier
+from timing import document, line, show
 
 from mltrader import boosting, forest, meta, splits
 from mltrader.boosting import XGBoostModel
@@ -153,17 +154,17 @@ def main() -> None:
     trained, rows = ForestSettings(n_estimators=trees), []
     RandomForestModel(ForestSettings(n_estimators=1)).fit(*(year(inputs, 2000)[k] for k in ("X", "y")))  # compiled code is loaded
 
-    def row(what: str, value: float, bar: float | None, good: bool, note: str) -> None:
-        rows.append({"what": what, "measured": float(value), "bar": bar, "ok": bool(good), "note": note})
+    def row(what: str, value: float, bar: float | None, good: bool, note: str, **more: Any) -> None:
+        rows.append(line(what, value, bar, good, note, **more))
 
     def compare(name: str, peer: str, least: float, ours: Any, theirs: Any, margin: float) -> None:
         mine, yours, ratios, losses = pairs(inputs, years, ours, theirs)
         mid, low, high = interval(ratios)
-        row(f"{name}: times as fast as {peer}", mid, least, high >= least, f"[{low:.1f}, {high:.1f}]; {np.median(mine):.2f} against {np.median(yours):.1f} CPU-s a fit, {len(years)} years")
+        row(f"{name}: times as fast as {peer}", mid, least, high >= least, f"{len(years)} years", spread=(mid, low, high), ours=float(np.median(mine)), peer=float(np.median(yours)), unit="CPU-s a fit", against=peer)
         gain = splits.session_interval(losses, "gain", HORIZON, 2000, LEVEL, 0)
         limit = -margin * losses["theirs"].mean()
         row(f"{name}: log-loss below {peer}'s", gain.estimate, limit, gain.high >= limit if margin else gain.high > 0,
-            f"[{gain.low:.4f}, {gain.high:.4f}]; {losses['ours'].mean():.4f} against {losses['theirs'].mean():.4f} nats")
+            f"[{gain.low:.4f}, {gain.high:.4f}]; {losses['ours'].mean():.4f} against {losses['theirs'].mean():.4f}", unit="nats", least=True)
 
     compare("forest", "scikit-learn", 8.0, our_forest(trained), their_forest(trees), 0.0)
     compare("boosting", "XGBoost", 2.0, our_boosting(BoostingSettings()), their_boosting(BoostingSettings()), 0.01)
@@ -172,19 +173,17 @@ def main() -> None:
     prepared = stage_inputs(inputs)
     used, spent = cpu(lambda: stage(*prepared))
     parts = ", ".join(f"{k} {v:.1f}" for k, v in spent.items())
-    row("stage, wall s on 2 threads", sum(spent.values()), 45.0, sum(spent.values()) <= 45, f"{parts}; {used:.1f} CPU-s; 24,000 x 176, 5 folds, 2 refits")
+    row("training stage, wall, 2 threads", sum(spent.values()), 45.0, sum(spent.values()) <= 45, f"{parts}; {used:.1f} CPU-s; 24,000 x 176, 5 folds, 2 refits", unit="s")
     if options.early:
         gain = early_stopping(inputs, as_of)
         row("early stopping: gain in log-loss", gain.estimate, None, True, f"95 % [{gain.low:.4f}, {gain.high:.4f}]; off by default unless the interval lies above 0")
 
     versions = {name: importlib.metadata.version(name) for name in ("scikit-learn", "xgboost-cpu", "numba", "numpy")}
     if options.json:
-        print(json.dumps({"rows": rows, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions, options.quick), indent=1))
     else:
         print(f"packaged panel, test years {years}, {trees} trees; Python {platform.python_version()}, {os.cpu_count()} CPUs, " + ", ".join(f"{n} {v}" for n, v in versions.items()))
-        for r in rows:
-            bar = "–" if r["bar"] is None else f"{r['bar']:.3g}"
-            print(f"{r['what']:52} {r['measured']:9.4g}   bar {bar:>8}   {'ok' if r['ok'] else 'MISSED':6}  {r['note']}")
+        show(rows)
     sys.exit(not all(r["ok"] for r in rows))
 
 

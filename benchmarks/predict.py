@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from timing import document
+from timing import line as row_of
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -79,7 +81,8 @@ def main() -> int:
     result = {"imports_seconds": imports, "rows": rows, "python": platform.python_version(),
               "libraries": {name: importlib.metadata.version(name) for name in ("numpy", "pandas", "xgboost-cpu", "pyarrow")}}
     if chosen.json:
-        print(json.dumps(result, indent=1))
+        told = [row_of(f"{r['symbols']} symbols, wall", r["seconds"], r["bar"], r["seconds"] <= r["bar"], f"{r['cpu_seconds']:.2f} CPU-s; most {r['most']:.2f} s, first call {r['first_call']:.2f} s", unit="s") for r in rows]
+        print(json.dumps(document([*told, row_of("imports", imports, unit="s")], result["libraries"], chosen.quick, predictions=rows), indent=1))
     else:
         print(f"imports {imports:.2f} s; Python {result['python']}, {', '.join(f'{k} {v}' for k, v in result['libraries'].items())}")
         print(pd.DataFrame(rows).round(3).to_string(index=False))

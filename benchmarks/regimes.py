@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from timing import cpu
+from timing import cpu, document, line, show
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -54,9 +54,8 @@ def speed(index: pd.DataFrame, quick: bool) -> tuple[list[dict], dict]:
         first = cpu(regimes.state_levels, *call)
         times = [cpu(regimes.state_levels, *call) for _ in range(3)]
         fits = len(regimes.state_levels(*call).fits)
-        rows.append({"what": f"{method}, whole history", "measured": statistics.median(times), "bar": BAR_S, "ok": statistics.median(times) <= BAR_S,
-                     "note": f"{len(index):,} sessions, {fits} refits" + (f" x {len(settings.penalties)} penalties x {settings.starts} starts" if method == "jump" else "")
-                     + f"; first call {first:.1f}"})
+        rows.append(line(f"{method}, whole history", statistics.median(times), BAR_S, statistics.median(times) <= BAR_S,
+                         f"{len(index):,} sessions, {fits} refits" + (f" x {len(settings.penalties)} penalties x {settings.starts} starts" if method == "jump" else "") + f"; first call {first:.1f}", unit="CPU-s"))
     settings, returns = RegimeSettings(), np.diff(np.log(close))
     x = switching.downside_features(returns, settings.half_lives)
     known = np.isfinite(x).all(axis=1)
@@ -78,8 +77,10 @@ def speed(index: pd.DataFrame, quick: bool) -> tuple[list[dict], dict]:
     except importlib.metadata.PackageNotFoundError:
         return rows, {"missing": "jumpmodels is not installed (extra `dev`): no ratio"}
     other = cpu(theirs)
+    same = float((found["ours"] == found["theirs"])[refits[0]:].mean())
+    rows.append(line("times as fast as jumpmodels", other / own, ours=own, peer=other, unit="CPU-s", against="jumpmodels", note=f"{len(refits)} refits, one penalty, one call of theirs; the same state in {same:.1%} of sessions"))
     return rows, {"ratio": other / own, "ours_s": own, "theirs_s": other, "refits": len(refits), "penalty": PENALTY, "version": version,
-                  "same_states": float((found["ours"] == found["theirs"])[refits[0]:].mean())}
+                  "same_states": same}
 
 
 def single_penalties(index: pd.DataFrame, start: str) -> pd.DataFrame:
@@ -128,16 +129,12 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy", "pandas")}
     if options.json:
         frames = {name: json.loads(getattr(compared, name).reset_index().to_json(orient="records")) for name in ("timing", "behaviour", "lags", "kappa")}
-        print(json.dumps({"rows": rows, "peer": peer, "goals": goal, **frames, "single_penalties": json.loads(singles.reset_index().to_json(orient="records")),
-                          "trials": compared.trials, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count(), "versions": versions}, indent=1))
+        print(json.dumps(document(rows, versions | ({"jumpmodels": peer["version"]} if "version" in peer else {}), options.quick, [peer.get("missing", "")], peer=peer, goals=goal, **frames,
+                                  single_penalties=json.loads(singles.reset_index().to_json(orient="records")), trials=compared.trials), indent=1))
     else:
         print(f"S&P 500, {index['session'].iloc[0]:%Y-%m-%d} to {index['session'].iloc[-1]:%Y-%m-%d}; Python {platform.python_version()}, {os.cpu_count()} CPUs, "
               + ", ".join(f"{n} {v}" for n, v in versions.items()))
-        for row in rows:
-            print(f"{row['what']:24} {row['measured']:6.2f} CPU-s   bar {row['bar']:.0f}   {'ok' if row['ok'] else 'MISSED':6}  {row['note']}")
-        print(f"not measured: {peer['missing']}" if "missing" in peer else
-              f"times as fast as jumpmodels {peer['version']}: {peer['ratio']:.0f} ({peer['ours_s']:.3f} against {peer['theirs_s']:.1f} CPU-s for {peer['refits']} refits, penalty "
-              f"{peer['penalty']:.0f}); same state in {peer['same_states']:.1%} of sessions")
+        show(rows, [peer["missing"]] if "missing" in peer else [])
         with pd.option_context("display.width", 240, "display.max_columns", 30, "display.float_format", "{:.2f}".format):
             print(f"\n{regimes.verdict(compared)}\n\nTiming, 10 bps one way, one session late, cash at 0 %; 90 % block-bootstrap intervals; {compared.trials} trials")
             print(compared.timing)

@@ -14,7 +14,7 @@ __all__ = ['BINS', 'DISTANCES', 'CELLS', 'MIN_BLOCKS', 'MIN_FINITE', 'POSITIONS'
            'feature_table']
 
 # %% ../nbs/20_drift.ipynb #a8c513ca
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ def distances(reference: Sequence[np.ndarray], current: np.ndarray, inner_edges:
     found = np.full((len(reference), len(DISTANCES)), np.nan)
     for j, (known, now) in enumerate(zip(reference, sorted_columns(current), strict=True)):
         if known.size and now.size:
+            known = np.asarray(known, dtype=np.float64)  # one feature at a time: a large reference is kept as it came
             expected, seen = (np.diff(np.searchsorted(x, inner_edges[j], side="right"), prepend=0, append=x.size).astype(float) for x in (known, now))
             inside = np.searchsorted(now, known[-1], side="right") - np.searchsorted(now, known[0])
             found[j] = *merge(known, now), stability(expected, seen), 1 - inside / now.size
@@ -333,8 +334,8 @@ class Reference:
     null: Null
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, windows: Sequence[int], threads: int = 1) -> "Reference":
-        """From features [session, symbol, <features>], sorted by session."""
+    def of(cls, frame: pd.DataFrame, windows: Sequence[int], threads: int = 1, keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None) -> "Reference":
+        """From features [session, symbol, <features>], sorted by session; `keep` is shown each feature's number, sorted finite values, and cells of its rows."""
         require_columns(frame, ["session", "symbol"], "the reference")
         names, first = tuple(features_of(frame)), first_rows(frame["session"])
         n = len(first) - 1
@@ -346,10 +347,14 @@ class Reference:
         def measure(j: int) -> None:
             values = frame[names[j]].to_numpy()
             known = np.sort(values[np.isfinite(values)])
-            if not known.size or known.size < MIN_FINITE * len(values):
+            enough = known.size and known.size >= MIN_FINITE * len(values)
+            if enough:
+                edges[j], low[j] = quantile_edges(known), known[0]
+            cells = cells_of(values, edges[j]) if enough else np.full(len(values), -1, np.int32)
+            if keep is not None:
+                keep(j, known, cells)
+            if not enough:
                 return
-            edges[j], low[j] = quantile_edges(known), known[0]
-            cells = cells_of(values, edges[j])
             counts[j] = np.bincount(cells[cells >= 0], minlength=CELLS + 1)
             if windows:
                 found[:, :, j] = window_distances(cells, first, np.ones(n, bool), counts[j], np.array(windows), ends, windows[-1], MIN_FINITE)
@@ -547,16 +552,22 @@ class DriftDetector:
     def __init__(self, settings: DriftSettings | None = None, threads: int = 1) -> None:
         self.settings, self.threads = settings or DriftSettings(), threads
         self.sorted_: list[np.ndarray] | None = None
+        self.cells_: np.ndarray | None = None
 
     def fit(self, reference: pd.DataFrame) -> "DriftDetector":
         """Take the reference: features [session, symbol, <features>], sorted by session."""
-        self.reference_ = Reference.of(reference, self.settings.windows, self.threads)
-        self.sorted_ = sorted_columns(reference[list(self.reference_.features)].to_numpy())
+        count = len(features_of(reference))
+        self.sorted_, self.cells_ = [np.empty(0)] * count, np.empty((len(reference), count), np.int16)
+
+        def keep(j: int, known: np.ndarray, cells: np.ndarray) -> None:
+            self.sorted_[j], self.cells_[:, j] = known, cells
+
+        self.reference_ = Reference.of(reference, self.settings.windows, self.threads, keep)
         return self
 
     def load(self, reference: Reference) -> "DriftDetector":
         """Take a stored reference; Wasserstein-1 and the share outside then come from its quantiles."""
-        self.reference_ = reference
+        self.reference_, self.cells_ = reference, None
         self.sorted_ = [np.append(low, edges) if np.isfinite(low) else np.empty(0) for low, edges in zip(reference.low, reference.edges, strict=True)]
         return self
 
@@ -635,7 +646,7 @@ def fold_auc(current: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> 
     return float(np.mean(found))
 
 
-def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame, permutations: int, seed: int) -> dict[str, float]:
+def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame, permutations: int, seed: int, cells: np.ndarray | None = None) -> dict[str, float]:
     """Classifier two-sample test of the longest window: `window`, `auc`, `null_median`, `score` (excess over the null), `p_value`.
 
     Parameters
@@ -644,6 +655,8 @@ def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame,
         Rows of the reference and of now, sorted by session.
     permutations : int
         Windows of the reference drawn for the null.
+    cells : ndarray of int, shape (n_past, F), optional
+        Cells of the rows of `past`, where they are known already (`DriftDetector.cells_`).
     """
     from sklearn.decomposition import PCA
 
@@ -654,13 +667,19 @@ def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame,
     window, (first, last) = reference.null.windows[-1], (first_rows(x["session"]) for x in (past, current))
     if len(last) <= window:
         return nothing
-    rank = [np.column_stack([cells_of(x[reference.features[j]].to_numpy(), reference.edges[j]) for j in known]) for x in (past, current.iloc[last[-window - 1]:])]
-    rank = [np.where(x < 0, 0.5, x / CELLS).astype(np.float32) for x in rank]           # an unknown value says nothing
+
+    def cells_in(frame: pd.DataFrame) -> np.ndarray:
+        return np.column_stack([cells_of(frame[reference.features[j]].to_numpy(), reference.edges[j]).astype(np.int16) for j in known])
+
+    def ranks(part: np.ndarray) -> np.ndarray:
+        return np.where(part < 0, 0.5, part / np.float64(CELLS)).astype(np.float32, order="C")  # an unknown value says nothing; sums do not depend on how `cells` lies in memory
+
+    then_in, now_in = cells_in(past) if cells is None else cells if len(known) == cells.shape[1] else cells[:, known], cells_in(current.iloc[last[-window - 1]:])
     sessions = len(first) - 1
     thin = np.arange(0, sessions, max(1, -(-len(past) // ROWS)))
     base = np.concatenate([np.arange(first[s], first[s + 1]) for s in thin])
     owner = np.repeat(thin, np.diff(first)[thin])
-    scaled = np.vstack(halves(rank[0][base]))
+    scaled = np.vstack(halves(ranks(then_in[base])))
     turn = PCA(min(COMPONENTS, len(known)), svd_solver="covariance_eigh").fit(scaled).components_.T
     then = scaled @ turn
 
@@ -668,8 +687,8 @@ def joint_drift(reference: Reference, past: pd.DataFrame, current: pd.DataFrame,
         return fold_auc([half @ turn for half in halves(rows)], [others[: len(others) // 2], others[len(others) // 2:]])
 
     starts = np.random.default_rng(seed).choice(sessions - window + 1, min(permutations, sessions - window + 1), replace=False)
-    null = np.array([auc_of(rank[0][first[s]:first[s + window]], then[(owner < s - window) | (owner >= s + 2 * window)]) for s in np.sort(starts)])
-    auc, median = auc_of(rank[1], then), float(np.median(null))
+    null = np.array([auc_of(ranks(then_in[first[s]:first[s + window]]), then[(owner < s - window) | (owner >= s + 2 * window)]) for s in np.sort(starts)])
+    auc, median = auc_of(ranks(now_in), then), float(np.median(null))
     p = attested(float((null >= auc).mean()), min(len(null), sessions / window))
     return {"window": float(window), "auc": auc, "null_median": median, "score": float(excess(np.array(auc), np.array(median))), "p_value": float(p)}
 
@@ -974,7 +993,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp) -> T
     then = old_regimes or (own_regimes if same else RegimeReference.of(between(regimes, period["reference_start"], period["reference_end"]), rule.windows))
     shares = regime_drift(then, between(regimes, period["current_start"], period["current_end"]), rule)
     past = recent if same else between(features, period["reference_start"], period["reference_end"])
-    joint = joint_drift(detector.reference_, past, current, rule.permutations, seed_for("drift", "joint", settings.run.seed)) if period["source"] == "rows" else {}
+    joint = joint_drift(detector.reference_, past, current, rule.permutations, seed_for("drift", "joint", settings.run.seed), detector.cells_) if period["source"] == "rows" else {}
 
     top, p = float(windows["score"].max()), float(windows["p_value"].iloc[0])
     alarm, later = bool(windows["detected"].any()), beyond_features(champion.get("evaluation"), live, as_of, rule)

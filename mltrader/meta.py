@@ -683,7 +683,7 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
     Parameters
     ----------
     inputs : mapping
-        `features` (`features` [session, symbol, …, (bars)], all of them, or some with `bars`: how many there were so far; `feature_set` {warm_up}), `forest` and `boosting` (`model`, fitted on the columns of its
+        `features` (`features` [session, symbol, …, (bars)], all of them, or some with `bars`: how many there were so far; `latest`, the last of them with `bars`, if there, is read in its stead; `feature_set` {warm_up}), `forest` and `boosting` (`model`, fitted on the columns of its
         `feature_names_in_`), `regimes` (`symbol_regimes` [session, symbol, regime]).
     learner : MetaLearner
     sessions : session
@@ -693,7 +693,8 @@ def predict_session(inputs: Mapping[str, Mapping[str, Any]], learner: MetaLearne
     -------
     DataFrame [session, symbol, regime, proba_*, prediction, volatility_tercile, set_*, abstain]
     """
-    features, models = inputs["features"]["features"], {base: inputs[base]["model"] for base in BASES}
+    features = inputs["features"]["latest" if "latest" in inputs["features"] else "features"]
+    models = {base: inputs[base]["model"] for base in BASES}
     now = features["session"].isin([to_session(session) for session in sessions]).to_numpy()
     today = features[now].reset_index(drop=True)
     bars = features["bars"] - 1 if "bars" in features else features.groupby("symbol", sort=False).cumcount()

@@ -419,6 +419,21 @@ def test_a_change_of_correlation_is_seen_by_the_joint_test_alone():
     assert np.isnan(drift.joint_drift(detector.reference_, past, now[now["session"] > DAYS[960]], 40, seed=1)["auc"])
 
 
+def test_what_a_fit_keeps_is_what_a_fresh_look_finds():
+    """Cells and sorted values that `fit` keeps serve the joint test and the distances to the last digit, also beside a feature that is mostly unknown."""
+    frame = autoregressive(3, 0.5, 5, 420)
+    frame.loc[frame.index[: len(frame) * 3 // 4], "f2"] = np.nan
+    frame.loc[frame.index[::11], "f4"] = np.inf
+    past, now = split(frame, 61)
+    detector = drift.DriftDetector().fit(past)
+    names = drift.features_of(past)
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(detector.sorted_, drift.sorted_columns(past[names].to_numpy()), strict=True))
+    assert (detector.cells_[:, names.index("f2")] == -1).all() and (detector.cells_[::11, names.index("f4")] == -1).all()
+    fresh = drift.joint_drift(detector.reference_, past, now, 20, seed=1)
+    assert drift.joint_drift(detector.reference_, past, now, 20, 1, detector.cells_) == fresh and fresh["auc"] > 0
+    assert drift.joint_drift(detector.reference_, past, now, 20, 1, detector.cells_[::-1].copy()) != fresh
+
+
 # -- predictions and losses -----------------------------------------------------------------------------------------------
 
 
