@@ -12,7 +12,6 @@ something differs.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from timing import document, line, show  # noqa: E402
+
 BARS = {"cold": 60.0, "warm": 30.0}
 
 
@@ -82,20 +83,17 @@ def main() -> None:
     walks = [walked(base, folder, name, options.start, options.end, settings) for name in BARS]
     same = walks[0].pop("decisions") == walks[1].pop("decisions")
     again = notebooks(folder, options.kernels, settings) if options.kernels else []
-    rows = [{"what": f"main arm, {walk['name']} fold cache, wall minutes", "ours": round(walk["minutes"], 2), "peer": None, "ratio": None, "low": None, "high": None,
-             "bar": None if options.quick else BARS[walk["name"]], "ok": options.quick or walk["minutes"] <= BARS[walk["name"]], "unit": "min"} for walk in walks]
-    rows.append({"what": "both walks decide the same", "ours": float(same), "peer": None, "ratio": None, "low": None, "high": None, "bar": 1.0, "ok": same, "unit": ""})
+    rows = [line(f"main arm, {walk['name']} fold cache", walk["minutes"], None if options.quick else BARS[walk["name"]], options.quick or walk["minutes"] <= BARS[walk["name"]],
+                 f"{walk['evenings']} evenings, {walk['cycles']} cycles (median {walk['cycle_seconds']:.1f} s); {walk['now_cpu_minutes']:.1f} CPU minutes in this call", unit="min") for walk in walks]
+    rows.append(line("both walks decide the same", float(same), 1.0, same, least=True))
     if again:
         equal = sum(not one["different"] for one in again)
-        rows.append({"what": f"of {len(again)} cycles, equal through the notebooks", "ours": float(equal), "peer": None, "ratio": None, "low": None, "high": None, "bar": float(len(again)), "ok": equal == len(again), "unit": ""})
+        rows.append(line(f"of {len(again)} cycles, equal through the notebooks", equal, len(again), equal == len(again), "; ".join(f"{one['session']} {one['verdict']}" for one in again), least=True))
     if options.json:
-        print(json.dumps({"rows": rows, "walks": walks, "notebooks": again, "quick": options.quick, "python": platform.python_version(), "cpus": os.cpu_count()}, indent=1))
+        print(json.dumps(document(rows, ("numpy", "pandas", "xgboost-cpu"), options.quick, walks=walks, notebooks=again), indent=1, default=str))
     else:
-        print(f"{'quick: six stocks' if options.quick else 'packaged panel'}, {options.start} to {options.end}; Python {platform.python_version()}, {os.cpu_count()} CPUs; in {folder}")
-        for walk in walks:
-            print(f"{walk['name']:5} {walk['evenings']} evenings, {walk['cycles']} cycles (median {walk['cycle_seconds']:.1f} s), {walk['now_cpu_minutes']:.1f} CPU minutes in this call")
-        for row in rows:
-            print(f"{row['what']:50} {row['ours']:8.2f}   bar {row['bar'] if row['bar'] is not None else '–':>5}   {'ok' if row['ok'] else 'MISSED'}")
+        print(f"{'quick: six stocks' if options.quick else 'packaged panel'}, {options.start} to {options.end}; in {folder}")
+        show(rows)
         for one in again:
             print(f"  {one['session']} {one['verdict']}: {one['compared']} results, {', '.join(one['different']) or 'all equal'}")
         print(walks[0]["verdict"])
