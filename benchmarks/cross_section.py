@@ -20,6 +20,7 @@ Differences are paired by session; Holm's adjustment is over all of a table. Not
 import argparse
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -47,7 +48,6 @@ from mltrader.core import (
     MltraderError,
     OutOfFold,
     digest_arrays,
-    digest_file,
     digest_json,
     digest_modules,
     to_session,
@@ -165,7 +165,8 @@ def digest_of(held: memory.HybridMemory, folds: pd.DataFrame, on: backtest.Arena
     data |= {f"archive {name}": held.archive[name].to_numpy() for name in ("session", "label_known_at", "known_from", "event_weight")} | {f"state {name}": held.state[name].to_numpy() for name in held.state}
     data |= {"close": on.close, "fill": on.fill, "rate": on.bars.rate, "folds": folds["fold"].to_numpy()}
     return digest_json({"data": digest_arrays(data), "names": {name: list(map(str, values)) for name, (_, values) in text.items()}, "as_of": as_of.isoformat(),
-                        "settings": held.settings.model_dump(mode="json", include=SECTIONS), "code": digest_modules(*MODULES), "script": digest_file(__file__)})
+                        "settings": held.settings.model_dump(mode="json", include=SECTIONS), "code": digest_modules(*MODULES),
+                        "here": [PENALTY, MIN_NAMES, ARMS, *(inspect.getsource(part) for part in COMPUTING)]})
 
 
 def at_arm(settings: Settings, arm: str, seed: int) -> Settings:
@@ -195,7 +196,7 @@ class LinearLogit:
         from sklearn.linear_model import LogisticRegression
 
         self.X, self.y, (values,) = X, y, scaled(X, X)
-        self.model = LogisticRegression(C=1 / (PENALTY * len(y)), tol=1e-3, max_iter=200).fit(values, y, rows["weight"].to_numpy(dtype=float))
+        self.model = LogisticRegression(C=1 / (PENALTY * len(y)), max_iter=500).fit(values, y, rows["weight"].to_numpy(dtype=float))
 
     def predict_proba(self, X: pd.DataFrame) -> np.ndarray:
         proba = np.zeros((len(X), 3))
@@ -237,7 +238,7 @@ def fit_of(model: str, settings: Settings) -> tuple[Callable[..., Any], dict[str
         own = {"rounds": settings.boosting.rounds, "max_samples": settings.boosting.max_samples, "min_child_weight": settings.boosting.min_child_weight, "version": lightgbm.__version__}
         return lambda X, y, rows, threads: LightGBM(X, y, rows, settings, settings.run.seed), {"study": model, **lightgbm_parameters(settings, settings.run.seed), **own}
     version = importlib.metadata.version("scikit-learn")
-    return lambda X, y, rows, threads: LinearLogit(X, y, rows), {"study": model, "penalty": PENALTY, "version": version}
+    return lambda X, y, rows, threads: LinearLogit(X, y, rows), {"study": model, "penalty": PENALTY, "solver": "lbfgs", "version": version}
 
 
 @lru_cache(maxsize=3)
@@ -370,6 +371,9 @@ def collect(study: Study, rows: Sequence[Row], seeds: Sequence[int], seconds: fl
         for name, frame in parts.items():
             found[name].append(frame)
     return found, len(seeds)
+
+
+COMPUTING = (scaled, LinearLogit, LightGBM, lightgbm_parameters, fit_of, plan_of, walk, softened, stacked, ridge, predict, pearson, traded, by_session)  # whose text is part of the key of what is kept
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------------------------------------------
