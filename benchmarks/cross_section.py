@@ -14,7 +14,7 @@ earlier folds; its score is p(buy) - p(sell). The ridge regression predicts the 
 
 IC (Pearson) and RankIC (Spearman) are means over sessions of the correlation of score and entry-to-exit log return of the horizon; ICIR is that mean over its standard deviation, not annualised. The portfolio is the backtest's: at each close the share
 `top_share` of symbols with the highest scores above the session's median, bought at the next bar in `horizon` overlapping tranches, costs and slippage as in [backtest], no abstention. Its excess is over the equal-weighted panel at the same exposure, which pays
-no costs; return (sum of a year), IR and drawdown are those of that excess, as Qlib defines them. `±` is the spread over seeds; an interval (95 %) is of the mean over seeds, by a bootstrap over blocks of whole sessions of twice the horizon.
+no costs; IR and drawdown are those of that excess, summed over sessions, as Qlib defines them. `±` is the spread over seeds; an interval (95 %) is of the mean over seeds, by a bootstrap over blocks of whole sessions of twice the horizon.
 Differences are paired by session; Holm's adjustment is over all of a table. Nothing here is a bar.
 """
 import argparse
@@ -28,6 +28,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from mltrader import archive, backtest, boosting, features, forest, labels, luck, market, memory, meta, regimes, splits
 from mltrader.artifacts import ArtifactStore, FoldCache
@@ -501,7 +503,7 @@ def finding(report: Mapping[str, Any]) -> str:
 def page(report: Mapping[str, Any]) -> str:
     """The whole report in Markdown."""
     facts, table = report["facts"], report["table"]
-    shown = [[r["row"], r["seeds"] if r["drawn"] else "no draw", spread(r, "ic", "+.4f"), spread(r, "icir", "+.3f"), spread(r, "rank_ic", "+.4f"), spread(r, "rank_icir", "+.3f"), spread(r, "excess_ann", "+.1f", 100), spread(r, "ir", "+.2f"),
+    shown = [[r["row"], r["seeds"] if r["drawn"] else "no draw", spread(r, "ic", "+.4f"), spread(r, "icir", "+.3f"), spread(r, "rank_ic", "+.4f"), spread(r, "rank_icir", "+.3f"), spread(r, "net_ann", ".1f", 100), spread(r, "excess_ann", "+.1f", 100), spread(r, "ir", "+.2f"),
               spread(r, "max_drawdown", ".0f", 100), spread(r, "log_loss", ".4f"), f"{r['turnover_ann']:.0f}"] for r in table.to_dict("records")]
     gaps = [[r["measure"], r["what"], *gap_cells(r)] for r in report["differences"].to_dict("records")]
     groups = [[r["group"], r["what"], r["measure"], r["sessions"], r["blocks"], *gap_cells(r)] for r in report["groups"].to_dict("records")]
@@ -516,12 +518,12 @@ def page(report: Mapping[str, Any]) -> str:
 
 ## The table
 
-{markdown(["row", "seeds", "IC", "ICIR", "RankIC", "RankICIR", "excess return, % a year, net", "IR", "MDD, %", "log-loss", "turnover a year"], shown)}
+{markdown(["row", "seeds", "IC", "ICIR", "RankIC", "RankICIR", "net return, % a year", "excess, % a year", "IR", "MDD, %", "log-loss", "turnover a year"], shown)}
 
 `±` is the standard deviation over seeds (spread, not sampling error); brackets are 95 % intervals of the mean over seeds, by a bootstrap over blocks of {facts['block_sessions']} whole sessions. IC and RankIC: mean over sessions of Pearson's and Spearman's
-correlation of p(buy) − p(sell) with the log return from entry to the {facts['horizon']}-session exit; ICIR: that mean over its standard deviation, not annualised. Excess: a long portfolio of the {facts['top_share']:.0%} of symbols with the highest scores
-(above the session's median), bought at the next {facts['entry']} in {facts['horizon']} overlapping tranches, after {facts['cost_bps']:g} + {facts['slippage_bps']:g} bps one way for cost and slippage, less the equal-weighted panel at the same exposure, which pays no costs. Return, IR and MDD
-are of that excess, summed as Qlib does. The prior scores all symbols alike: it has no IC and holds nothing. The log-loss of random scores and of the ridge regression does not exist.
+correlation of p(buy) − p(sell) with the log return from entry to the {facts['horizon']}-session exit; ICIR: that mean over its standard deviation, not annualised. Net return: of a long portfolio of the {facts['top_share']:.0%} of symbols with the highest scores
+(above the session's median), bought at the next {facts['entry']} in {facts['horizon']} overlapping tranches, after {facts['cost_bps']:g} + {facts['slippage_bps']:g} bps one way for cost and slippage; excess: less the equal-weighted panel
+at the same exposure, which pays no costs. Excess, IR and MDD are of that difference, summed over sessions as Qlib does. The prior scores all symbols alike: it has no IC and holds nothing. The log-loss of random scores and of the ridge regression does not exist.
 
 Rows without a plus learn from the last {facts['window_years']:g} years alone. `+ replay` turns replay of past errors on and nothing else; `+ archive` adds archived crises up to {facts['archive_share']:.0%} of the training rows and nothing else{facts['archive_from']}. The stack is used in
 every year, whether it has earned its place or not; class models are softened by the temperature of their own earlier folds.
@@ -548,6 +550,7 @@ Market regime as known at the close. Crises are the events of the settings, all 
 ```
 
 On your own bars: the same command with `MLTRADER_MARKET__PROVIDER=parquet MLTRADER_MARKET__PATH=bars.parquet` before it. A run that was stopped goes on where it was; `--minutes` bounds it.
+Why a better model is not yet a tradable one: [tradable](explanation/tradable.md).
 """
 
 
@@ -610,6 +613,8 @@ def main() -> None:
     parser.add_argument("--md", type=Path, help="where to write the report as a page")
     options = parser.parse_args()
     wanted = options.seeds or (2 if options.quick else 20)
+    threadpool_limits(1, user_api="blas")  # folds are what runs at the same time
+    warnings.filterwarnings("ignore", "Mean of empty slice|Degrees of freedom")  # a feature whose inputs the panel lacks
     began, settings = time.perf_counter(), load_settings()
     if not options.whole:
         changed = settings.model_dump(mode="json")
