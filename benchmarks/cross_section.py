@@ -421,13 +421,14 @@ def compared(a: pd.DataFrame, b: pd.DataFrame, measure: str, ask: Mapping[str, A
     return {"measure": measure, "difference": got.estimate, "low": got.low, "high": got.high, "p": 1.0 if same else min(1.0, 2 * min(p_above(got, 0.0, LEVEL), p_above(other, 0.0, LEVEL))), "blocks": got.n_blocks}
 
 
-def judged_by_holm(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    """The lines with Holm's p-values over all of them, and what may be claimed."""
+def judged_by_holm(lines: list[dict[str, Any]], min_blocks: int) -> pd.DataFrame:
+    """The lines with Holm's p-values over all of them, and what may be claimed; nothing on fewer than `min_blocks` blocks."""
     frame = pd.DataFrame(lines)
-    frame["holm"] = holm(frame["p"].to_numpy())
+    enough = frame["blocks"] >= min_blocks
+    frame["holm"] = holm(frame["p"].where(enough, 1.0).to_numpy())
     outside = (frame["low"] > 0) | (frame["high"] < 0)
     sign = np.where(frame["difference"] > 0, "better", "worse")
-    frame["claim"] = np.where(outside & (frame["holm"] <= LEVEL), sign, np.where(outside, "not after Holm", "none"))
+    frame["claim"] = np.where(~enough, "insufficient", np.where(outside & (frame["holm"] <= LEVEL), sign, np.where(outside, "not after Holm", "none")))
     return frame
 
 
@@ -442,9 +443,10 @@ def pairs_of(middle: Mapping[str, pd.DataFrame], measure: str) -> list[tuple[str
     return [(f"{what} ({b})" if "best" in what else what, a, b) for what, a, b in named] + [(f"{a} − {line}", a, line) for a in (*BASES, "LightGBM", STACK, "stack + replay", "stack + archive") if a in middle]
 
 
-def differences(middle: Mapping[str, pd.DataFrame], ask: Mapping[str, Any]) -> pd.DataFrame:
+def differences(study: Study, middle: Mapping[str, pd.DataFrame], ask: Mapping[str, Any]) -> pd.DataFrame:
     """Every difference that matters, in every measure that both rows have."""
-    return judged_by_holm([{"what": what, "ours": a, "peer": b, **compared(middle[a], middle[b], measure, ask)} for measure in MEASURES for what, a, b in pairs_of(middle, measure)])
+    return judged_by_holm([{"what": what, "ours": a, "peer": b, **compared(middle[a], middle[b], measure, ask)} for measure in MEASURES for what, a, b in pairs_of(middle, measure)],
+                          study.settings.promotion.min_blocks)
 
 
 def groups_of(study: Study) -> dict[str, np.ndarray]:
@@ -461,7 +463,8 @@ def groups_of(study: Study) -> dict[str, np.ndarray]:
 def by_group(study: Study, middle: Mapping[str, pd.DataFrame], ask: Mapping[str, Any]) -> pd.DataFrame:
     """What replay and archive change, by regime and in the crises."""
     return judged_by_holm([{"what": f"{name} − {STACK}", "group": group, "sessions": int(inside.sum()), **compared(middle[name][inside], middle[STACK][inside], measure, ask)}
-                           for name in ("stack + replay", "stack + archive") for group, inside in groups_of(study).items() for measure in ("log-loss", "RankIC")])
+                           for name in ("stack + replay", "stack + archive") for group, inside in groups_of(study).items() for measure in ("log-loss", "RankIC")],
+                          study.settings.promotion.min_blocks)
 
 
 # --- The page ------------------------------------------------------------------------------------------------------------------------------------------
@@ -487,7 +490,7 @@ def gap_cells(line: Mapping[str, Any]) -> list[str]:
     """Difference with interval, Holm's p-value and the claim, in the unit of the measure."""
     times, style, unit_ = (100, "+.2f", " %") if line["measure"] == "excess return" else (1, "+.4f", "")
     interval = "" if np.isnan(line["low"]) else f" [{times * line['low']:{style}}, {times * line['high']:{style}}]"
-    return [f"{times * line['difference']:{style}}{unit_}{interval}", f"{line['holm']:.3f}", line["claim"] if np.isfinite(line["low"]) else "too few sessions"]
+    return [f"{times * line['difference']:{style}}{unit_}{interval}", f"{line['holm']:.3f}", line["claim"]]
 
 
 def finding(report: Mapping[str, Any]) -> str:
@@ -496,7 +499,7 @@ def finding(report: Mapping[str, Any]) -> str:
     skilled = [f"{r.row} ({r.rank_ic:+.4f})" for r in table.itertuples() if r.rank_ic_low > 0 or r.rank_ic_high < 0]
     paid = [f"{r.row} ({100 * r.excess_ann:+.1f} % a year)" for r in table.itertuples() if r.excess_ann_low > 0 or r.excess_ann_high < 0]
     claims = [f"{r.what}: {r.claim} in {r.measure}" for r in gaps.itertuples() if r.claim in ("better", "worse")]
-    return (f"RankIC differs from 0 beyond doubt (95 %, each by itself) for {'no row' if not skilled else ', '.join(skilled)}; the excess return for {'no row' if not paid else ', '.join(paid)}. "
+    return (f"RankIC differs from 0 (95 %, each row by itself) for {'no row' if not skilled else ', '.join(skilled)}; the excess return for {'no row' if not paid else ', '.join(paid)}. "
             f"Of {len(gaps)} paired differences {len(claims)} survive Holm's adjustment{': ' + '; '.join(claims) if claims else ''}.")
 
 
@@ -538,7 +541,7 @@ Positive is better (log-loss: nats gained). Paired by session; Holm's adjustment
 
 {markdown(["sessions of", "difference", "measure", "sessions", "blocks", "gain, 95 % interval", "Holm's p", "claim"], groups)}
 
-Market regime as known at the close. Crises are the events of the settings, all together; an event is in the archive only once it is over and its labels are known.
+Holm's adjustment over all {len(groups)} lines; insufficient: fewer than {facts['min_blocks']} blocks. Market regime as known at the close. Crises are the events of the settings, all together; an event is in the archive only once it is over and its labels are known.
 
 ## How it was made
 
@@ -566,7 +569,7 @@ def facts_of(study: Study, summary: Mapping[str, Any], seeds: int, wanted: int, 
     b = s.boosting
     return {
         "symbols": len(study.on.symbols), "rows": len(study.judged), "first": f"{days.min():%Y-%m-%d}", "last": f"{days.max():%Y-%m-%d}", "sessions": int(table["sessions"].max()), "blocks": int(table["blocks"].max()),
-        "block_sessions": 2 * s.labels.horizon, "folds": len(study.tested), "features": len(sample_features(study.samples)), "seeds": seeds, "wanted": wanted, "survivorship": summary.get("survivorship", ""),
+        "block_sessions": 2 * s.labels.horizon, "min_blocks": s.promotion.min_blocks, "folds": len(study.tested), "features": len(sample_features(study.samples)), "seeds": seeds, "wanted": wanted, "survivorship": summary.get("survivorship", ""),
         "trials": trials, "luck_ir": luck.expected_maximum(trials, float(np.sqrt(1 / years))), "horizon": s.labels.horizon, "top_share": s.backtest.top_share, "cost_bps": s.backtest.cost_bps, "slippage_bps": s.backtest.slippage_bps,
         "entry": study.entry, "window_years": s.memory.window_years, "archive_share": at_arm(s, "archive", 0).memory.archive_share, "archive_from": since,
         "models": f"Forest of {s.forest.n_estimators} trees; XGBoost and LightGBM of {b.rounds} rounds, depth {b.max_depth}, learning rate {b.learning_rate:g}, on {b.max_samples:.0%} of the training rows; linear models with a ridge penalty of {PENALTY:g} a training row on standardised features; label {s.labels.preset}",
@@ -592,7 +595,7 @@ def report_of(study: Study, summary: Mapping[str, Any], found: Mapping[str, list
     middle = {name: mean_of(frames) for name, frames in found.items()}
     table = summary_table(found, ask)
     table["drawn"] = table["row"].map({row.name: row.drawn for row in rows})
-    return {"facts": facts_of(study, summary, seeds, wanted, rows, table, arguments), "missing": list(missing), "table": table, "differences": differences(middle, ask), "groups": by_group(study, middle, ask)}
+    return {"facts": facts_of(study, summary, seeds, wanted, rows, table, arguments), "missing": list(missing), "table": table, "differences": differences(study, middle, ask), "groups": by_group(study, middle, ask)}
 
 
 def lines_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:

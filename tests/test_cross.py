@@ -182,11 +182,11 @@ def test_a_stopped_run_goes_on_to_the_same_table(study, tmp_path, monkeypatch):
 
 
 def test_a_claim_needs_an_interval_and_holm():
-    lines = [{"what": str(k), "difference": d, "low": low, "high": high, "p": p} for k, (d, low, high, p) in enumerate(
-        [(0.1, 0.05, 0.15, 0.001), (0.1, 0.01, 0.19, 0.03), (-0.2, -0.3, -0.1, 0.0001), (0.0, -0.1, 0.1, 0.9), (0.1, float("nan"), float("nan"), 1.0)])]
-    got = bench.judged_by_holm(lines)
-    assert got["claim"].tolist() == ["better", "not after Holm", "worse", "none", "none"]
-    np.testing.assert_allclose(got["holm"], holm([line["p"] for line in lines]))
+    lines = [{"what": str(k), "difference": d, "low": low, "high": high, "p": p, "blocks": 9 - k} for k, (d, low, high, p) in enumerate(
+        [(0.1, 0.05, 0.15, 0.001), (0.1, 0.01, 0.19, 0.03), (-0.2, -0.3, -0.1, 0.0001), (0.0, -0.1, 0.1, 0.9), (0.1, 0.05, 0.15, 0.0001)])]
+    got = bench.judged_by_holm(lines, 6)
+    assert got["claim"].tolist() == ["better", "not after Holm", "worse", "none", "insufficient"]
+    np.testing.assert_allclose(got["holm"], holm([line["p"] for line in lines[:4]] + [1.0]))
     day = pd.DataFrame({"session": DAYS[:200], "loss": 1.0, "n": 5.0, "ic": np.nan})
     assert bench.compared(day.assign(loss=0.9), day, "log-loss", ASK)["difference"] == pytest.approx(0.1)  # less is better
     assert bench.compared(day, day, "log-loss", ASK)["p"] == 1.0 and bench.compared(day, day, "IC", ASK)["p"] == 1.0
