@@ -545,7 +545,7 @@ Holm's adjustment over all {len(groups)} lines; insufficient: fewer than {facts[
 
 ## How it was made
 
-{facts['models']}. {facts['versions']}; {facts['machine']}. Made by
+{facts['models']}. {', '.join(f"{name} {version}" for name, version in facts['versions'].items())}; {facts['machine']}. Made by
 
 <!-- not run: hours of computing -->
 ```bash
@@ -573,7 +573,7 @@ def facts_of(study: Study, summary: Mapping[str, Any], seeds: int, wanted: int, 
         "trials": trials, "luck_ir": luck.expected_maximum(trials, float(np.sqrt(1 / years))), "horizon": s.labels.horizon, "top_share": s.backtest.top_share, "cost_bps": s.backtest.cost_bps, "slippage_bps": s.backtest.slippage_bps,
         "entry": study.entry, "window_years": s.memory.window_years, "archive_share": at_arm(s, "archive", 0).memory.archive_share, "archive_from": since,
         "models": f"Forest of {s.forest.n_estimators} trees; XGBoost and LightGBM of {b.rounds} rounds, depth {b.max_depth}, learning rate {b.learning_rate:g}, on {b.max_samples:.0%} of the training rows; linear models with a ridge penalty of {PENALTY:g} a training row on standardised features; label {s.labels.preset}",
-        "versions": f"Python {platform.python_version()}, " + ", ".join(f"{name} {version}" for name, version in versions.items()), "machine": f"{os.cpu_count()} CPUs, {s.run.threads} threads",
+        "versions": {"python": platform.python_version(), **versions}, "machine": f"{os.cpu_count()} CPUs, {s.run.threads} threads",
         "command": " ".join([*environment, "python benchmarks/cross_section.py", *map(shlex.quote, arguments)]),
     }
 
@@ -643,7 +643,7 @@ def main() -> None:
         options.md.write_text(text, encoding="utf-8")
     if options.json:
         raw = {name: report[name].astype(object).where(report[name].notna(), None).to_dict("records") for name in ("table", "differences", "groups")}
-        print(json.dumps({"rows": lines_of(report), "missing": report["missing"], "quick": options.quick, "facts": report["facts"], **raw, "wall_s": time.perf_counter() - began}, indent=1, default=str))
+        print(json.dumps({"rows": lines_of(report), "missing": report["missing"], "quick": options.quick, "versions": report["facts"]["versions"], "facts": report["facts"], **raw, "wall_s": time.perf_counter() - began}, indent=1, default=str))
     else:
         print(text)
 
