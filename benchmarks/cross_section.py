@@ -449,6 +449,12 @@ def differences(study: Study, middle: Mapping[str, pd.DataFrame], ask: Mapping[s
                           study.settings.promotion.min_blocks)
 
 
+def levels(study: Study, middle: Mapping[str, pd.DataFrame], ask: Mapping[str, Any]) -> pd.DataFrame:
+    """RankIC and excess return of each row against 0."""
+    return judged_by_holm([{"what": name, **compared(frame, frame.assign(rank_ic=0.0, excess=0.0), measure, ask)} for measure in ("RankIC", "excess return") for name, frame in middle.items()],
+                          study.settings.promotion.min_blocks)
+
+
 def groups_of(study: Study) -> dict[str, np.ndarray]:
     """Sessions of each market regime, and of all crises of the settings together."""
     regime = study.samples.drop_duplicates("session").set_index("session")["market_regime"].reindex(study.on.sessions)
@@ -495,12 +501,14 @@ def gap_cells(line: Mapping[str, Any]) -> list[str]:
 
 def finding(report: Mapping[str, Any]) -> str:
     """The answer in words."""
-    table, gaps = report["table"], report["differences"]
-    skilled = [f"{r.row} ({r.rank_ic:+.4f})" for r in table.itertuples() if r.rank_ic_low > 0 or r.rank_ic_high < 0]
-    paid = [f"{r.row} ({100 * r.excess_ann:+.1f} % a year)" for r in table.itertuples() if r.excess_ann_low > 0 or r.excess_ann_high < 0]
-    claims = [f"{r.what}: {r.claim} in {r.measure}" for r in gaps.itertuples() if r.claim in ("better", "worse")]
-    return (f"RankIC differs from 0 (95 %, each row by itself) for {'no row' if not skilled else ', '.join(skilled)}; the excess return for {'no row' if not paid else ', '.join(paid)}. "
-            f"Of {len(gaps)} paired differences {len(claims)} survive Holm's adjustment{': ' + '; '.join(claims) if claims else ''}.")
+    gaps, said = report["differences"], []
+    for measure, times, style in (("RankIC", 1, "+.4f"), ("excess return", 100, "+.1f")):
+        lines = report["levels"][report["levels"]["measure"] == measure]
+        sure, alone = ([f"{r.what} ({times * r.difference:{style}})" for r in lines[lines["claim"].isin(claims)].itertuples()] for claims in (("better", "worse"), ("not after Holm",)))
+        said.append(f"{measure}{' (% a year)' if times > 1 else ''} differs from 0 after Holm's adjustment over all rows for {', '.join(sure) or 'no row'}{'; by itself also for ' + ', '.join(alone) if alone else ''}.")
+    kept = gaps[gaps["claim"].isin(("better", "worse"))]
+    groups = [f"{claim} in {measure}: {', '.join(part['what'])}" for (claim, measure), part in kept.groupby(["claim", "measure"], sort=False)]
+    return " ".join([*said, f"Of {len(gaps)} paired differences {len(kept)} survive Holm's adjustment{' (' + '; '.join(groups) + ')' if groups else ''}."])
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -573,7 +581,7 @@ def facts_of(study: Study, summary: Mapping[str, Any], seeds: int, wanted: int, 
         "trials": trials, "luck_ir": luck.expected_maximum(trials, float(np.sqrt(1 / years))), "horizon": s.labels.horizon, "top_share": s.backtest.top_share, "cost_bps": s.backtest.cost_bps, "slippage_bps": s.backtest.slippage_bps,
         "entry": study.entry, "window_years": s.memory.window_years, "archive_share": at_arm(s, "archive", 0).memory.archive_share, "archive_from": since,
         "models": f"Forest of {s.forest.n_estimators} trees; XGBoost and LightGBM of {b.rounds} rounds, depth {b.max_depth}, learning rate {b.learning_rate:g}, on {b.max_samples:.0%} of the training rows; linear models with a ridge penalty of {PENALTY:g} a training row on standardised features; label {s.labels.preset}",
-        "versions": {"python": platform.python_version(), **versions}, "machine": f"{os.cpu_count()} CPUs, {s.run.threads} threads",
+        "versions": {"Python": platform.python_version(), **versions}, "machine": f"{os.cpu_count()} CPUs, {s.run.threads} threads",
         "command": " ".join([*environment, "python benchmarks/cross_section.py", *map(shlex.quote, arguments)]),
     }
 
@@ -595,7 +603,7 @@ def report_of(study: Study, summary: Mapping[str, Any], found: Mapping[str, list
     middle = {name: mean_of(frames) for name, frames in found.items()}
     table = summary_table(found, ask)
     table["drawn"] = table["row"].map({row.name: row.drawn for row in rows})
-    return {"facts": facts_of(study, summary, seeds, wanted, rows, table, arguments), "missing": list(missing), "table": table, "differences": differences(study, middle, ask), "groups": by_group(study, middle, ask)}
+    return {"facts": facts_of(study, summary, seeds, wanted, rows, table, arguments), "missing": list(missing), "table": table, "levels": levels(study, middle, ask), "differences": differences(study, middle, ask), "groups": by_group(study, middle, ask)}
 
 
 def lines_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -642,7 +650,7 @@ def main() -> None:
     if options.md:
         options.md.write_text(text, encoding="utf-8")
     if options.json:
-        raw = {name: report[name].astype(object).where(report[name].notna(), None).to_dict("records") for name in ("table", "differences", "groups")}
+        raw = {name: report[name].astype(object).where(report[name].notna(), None).to_dict("records") for name in ("table", "levels", "differences", "groups")}
         print(json.dumps({"rows": lines_of(report), "missing": report["missing"], "quick": options.quick, "versions": report["facts"]["versions"], "facts": report["facts"], **raw, "wall_s": time.perf_counter() - began}, indent=1, default=str))
     else:
         print(text)
