@@ -17,7 +17,7 @@ IC (Pearson) and RankIC (Spearman) are means over sessions of the correlation of
 no costs; IR and drawdown are those of that excess, summed over sessions, as Qlib defines them. `±` is the spread over seeds; an interval (95 %) is of the mean over seeds, by a bootstrap over blocks of whole sessions of twice the horizon.
 Differences are paired by session; Holm's adjustment is over all of a table. Nothing here is a bar.
 
-What was fitted is kept in `studies/cross` of the home folder, by code, settings, data and seed (about 20 MB a seed of the packaged panel); delete the folder to be rid of it. LightGBM is put there by pip if it cannot be imported; where that fails its row is
+What was fitted is kept in `studies/cross` of the home folder, by code, settings, data and seed (about 25 MB a seed of the packaged panel); delete the folder to be rid of it. LightGBM is put there by pip if it cannot be imported; where that fails its row is
 missing, and named as such.
 """
 import argparse
