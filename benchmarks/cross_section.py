@@ -508,7 +508,7 @@ def finding(report: Mapping[str, Any]) -> str:
     for measure, times, style in (("RankIC", 1, "+.4f"), ("excess return", 100, "+.1f")):
         lines = report["levels"][report["levels"]["measure"] == measure]
         sure, alone = ([f"{r.what} ({times * r.difference:{style}})" for r in lines[lines["claim"].isin(claims)].itertuples()] for claims in (("better", "worse"), ("not after Holm",)))
-        said.append(f"{measure}{' (% a year)' if times > 1 else ''} differs from 0 after Holm's adjustment over all rows for {', '.join(sure) or 'no row'}{'; by itself also for ' + ', '.join(alone) if alone else ''}.")
+        said.append(f"{measure[0].upper()}{measure[1:]}{' (% a year)' if times > 1 else ''} differs from 0 after Holm's adjustment over all rows for {', '.join(sure) or 'no row'}{'; by itself also for ' + ', '.join(alone) if alone else ''}.")
     kept = gaps[gaps["claim"].isin(("better", "worse"))]
     groups = [f"{claim} in {measure}: {', '.join(part['what'])}" for (claim, measure), part in kept.groupby(["claim", "measure"], sort=False)]
     return " ".join([*said, f"Of {len(gaps)} paired differences {len(kept)} survive Holm's adjustment{' (' + '; '.join(groups) + ')' if groups else ''}."])

@@ -201,7 +201,7 @@ def test_the_page_says_what_a_reader_needs(study, found):
         assert words in said, words
     assert all(f"| {row.name} |" in said for row in FAST)
     verdict = said.splitlines()[2]
-    assert bench.LINEAR in verdict.split("by itself")[0].split("excess return")[0] and "no skill" not in verdict.split("excess return")[0]  # skill that was planted is in the answer
+    assert bench.LINEAR in verdict.split("by itself")[0].split("Excess return")[0] and "no skill" not in verdict.split("Excess return")[0]  # skill that was planted is in the answer
     lines = bench.lines_of(report)
     assert {"what", "ours", "peer", "ratio", "low", "high", "bar", "ok", "unit"} <= set(lines[0]) and len(lines) == len(report["differences"])
     level = next(line for line in lines if line["what"] == "RankIC: stack + archive − stack")
