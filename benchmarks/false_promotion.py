@@ -21,7 +21,7 @@ in which the champion is replaced within 6 cycles after the mean return over a l
 
 *Careless* is the same gate on the same evidence without its budget: every look takes 2.5 %. It says what the spending is worth.
 
-Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of code and sizes: results of different code are never merged, and seeds change with
+Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of its code and size: results of different code are never merged, and seeds change with
 `STUDY`, which is raised when the code is changed because of what a study found. Exits with 1 if a bar is missed.
 """
 import argparse
@@ -47,7 +47,7 @@ from scipy.stats import beta  # noqa: E402
 
 from mltrader.artifacts import publish  # noqa: E402
 from mltrader.config import Settings, home  # noqa: E402
-from mltrader.core import digest_bytes, digest_file, digest_json, digest_modules, seed_for  # noqa: E402
+from mltrader.core import digest_file, digest_json, digest_modules, seed_for  # noqa: E402
 
 STUDY = 1  # of the seeds
 CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
@@ -153,10 +153,14 @@ def one_world(name: str, seed: int, cycles: int = CYCLES) -> dict[str, Any]:
 
 # --- what there is, and what it says ---------------------------------------------------------------------------------
 
+def place(root: Path, name: str, digest: str = "") -> Path:
+    """The folder of the results of a case, by the digest of its code."""
+    return root / f"{name.replace(' ', '_')}-{digest or code(name)}"
+
+
 def results_in(folder: Path) -> list[dict[str, Any]]:
-    """The results of one code, in order; a file that was being written is not there."""
-    found = [json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda one: (list(CASES).index(one["world"]), one["seed"]))
+    """The results in a folder, by seed; a file that is being written is not there."""
+    return sorted((json.loads(path.read_bytes()) for path in folder.glob("*.json")), key=lambda one: one["seed"])
 
 
 def interval(k: int, n: int, level: float = 0.05) -> tuple[float, float]:
@@ -247,11 +251,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("numpy", "pandas", "scipy", "xgboost-cpu", "numba")}}
 
 
-def show(made: dict[str, Any], digest: str, others: list[str]) -> None:
+def show(made: dict[str, Any], others: list[str]) -> None:
     """The tables for a terminal."""
-    print(f"Study {STUDY}, code {digest}. {sizes()}.\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    print(f"Study {STUDY}. {sizes()}.\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     if others:
-        print(f"Results of other code are there and not merged: {', '.join(others)} (--code shows them).")
+        print(f"Results of other code are there, and not merged: {', '.join(others)}.")
     print(f"\n{'world':14}{'error':34}{'worlds with it':>16}{'share, 95 %':>22}{'upper bound':>13}{'bar':>6}{'promotions':>12}{'in worlds':>11}")
     for line in made["errors"]:
         share = f"{100 * line['errors'] / line['worlds']:.1f} % ({100 * line['low']:.1f}-{100 * line['high']:.1f})"
@@ -272,18 +276,19 @@ def show(made: dict[str, Any], digest: str, others: list[str]) -> None:
         print("Worlds still to come: " + ", ".join(f"{name} {count}" for name, count in made["missing"].items()) + ". Until then a bar that is kept is kept so far.")
 
 
-def work(folder: Path, names: list[str], seeds: range | None, seconds: float) -> None:
-    """Compute what is not there yet, the seeds in order, kinds in turn, until the time is up."""
+def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> None:
+    """Compute what is not there yet, twenty seeds of each kind in turn, until the time is up."""
     began, todo = time.monotonic(), [(seed, name) for name in names for seed in (seeds or range(CASES[name].count))]
+    folders = {name: place(root, name) for name in names}
     for seed, name in sorted(todo, key=lambda job: (job[0] // 20, names.index(job[1]), job[0])):
-        path = folder / f"{name.replace(' ', '_')}-{seed:04d}.json"
+        path = folders[name] / f"{seed:04d}.json"
         if path.is_file():
             continue
         if time.monotonic() - began > seconds:
             print("time is up", file=sys.stderr)
             return
         result = one_world(name, seed)
-        if result["code"] != folder.name:
+        if place(root, name) != folders[name]:
             sys.exit("The code has changed under the study; start it again.")
         publish(path, json.dumps(result).encode())
         print(f"{name} {seed}: promoted in {[i for i, c in enumerate(result['cycles']) if c['promoted']]}, {result['cpu_s']:.0f} CPU-s", file=sys.stderr, flush=True)
@@ -296,31 +301,25 @@ def main() -> None:
     parser.add_argument("--seeds", default="", help="FROM:TO; by default all that are wanted of each kind")
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=None)
-    parser.add_argument("--code", default="", help="report on the results of this code")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    digest, root = options.code or code(), options.out or home() / "studies" / "false_promotion"
-    folder = root / digest
-    if options.quick:
-        found = [one_world(name, seed, 6) for name in ("iid", "garch") for seed in range(3)]
-    else:
-        names = list(CASES) if options.worlds == "all" else [name.strip() for name in options.worlds.split(",")]
-        if unknown := set(names) - set(CASES):
-            parser.error(f"--worlds names {sorted(unknown)}; there are {list(CASES)}")
-        if not (options.report or options.code):
-            folder.mkdir(parents=True, exist_ok=True)
-            work(folder, names, range(*map(int, options.seeds.split(":"))) if options.seeds else None, 60 * options.minutes)
-        found = results_in(folder)
+    root = options.out or home() / "studies" / "false_promotion"
+    names = list(CASES) if options.worlds == "all" else [name.strip() for name in options.worlds.split(",")]
+    if unknown := set(names) - set(CASES):
+        parser.error(f"--worlds names {sorted(unknown)}; there are {list(CASES)}")
+    if not (options.report or options.quick):
+        work(root, names, range(*map(int, options.seeds.split(":"))) if options.seeds else None, 60 * options.minutes)
+    found = [one_world(name, seed, 6) for name in ("iid", "garch") for seed in range(3)] if options.quick else [one for name in CASES for one in results_in(place(root, name))]
     if not found:
-        parser.error(f"there are no results of code {digest} in {root}")
-    made = summary(found)
-    others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name != digest) if root.is_dir() else []
+        parser.error(f"there are no results of this code in {root}; without --report they are computed")
+    made, known = summary(found), {place(root, name).name for name in CASES}
+    others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
     if options.json:
-        print(json.dumps({**made, "study": STUDY, "code": digest, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count(), "results": digest_bytes(json.dumps(found).encode())}, indent=1))
+        print(json.dumps({**made, "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
     else:
-        show(made, digest, others)
+        show(made, others)
     sys.exit(made["missed"] and not options.quick)
 
 
