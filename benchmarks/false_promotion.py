@@ -9,7 +9,7 @@
 A *world* is a market of `benchmarks/worlds.py`. The loop (`benchmarks/loop.py`) walks through 24 monthly cycles of it; without a champion each cycle tries the next of twelve recipes, with one every other
 cycle refreshes it and the others try the next recipe. Errors, and the bar of each (at most 9 of 200 worlds: one-sided 95 % upper bound at most 8 %):
 
-- false promotion: any promotion in a world in which nothing can be predicted (iid).
+- false promotion: any promotion in a world in which nothing can be predicted (iid, iid common).
 - false call to trade: any cycle that calls its candidate tradable, in worlds whose volatility can be predicted and whose direction cannot (garch, garch drift, bootstrap). Promotions are right there, and
   their number stands beside it: a gate that never promotes passes nothing.
 - wrong replacement: in the same worlds, any promotion that replaces the champion by a model whose true expected loss is higher by more than the margin that the gate states ([promotion] margin). The true
@@ -96,7 +96,7 @@ EDGE = {"features": {"names": (worlds.SIGNAL, "volatility_20", "log_return_20")}
         "backtest": {"cost_bps": 0.0, "slippage_bps": 0.0, "borrow_bps": 0.0}, "memory": {"window_years": 2.0}, "splits": {"first_test_year": 2002},
         "forest": {"n_estimators": 20, "min_samples_leaf": 1000, "max_features": 1.0}, "boosting": {"rounds": 30, "max_depth": 2, "colsample_bytree": 1.0}}
 CASES: dict[str, Case] = {
-    "iid": Case("iid"), "garch": Case("garch"), "garch drift": Case("garch drift"), "bootstrap": Case("bootstrap"), "break": Case("break", "break", count=100),
+    "iid": Case("iid"), "iid common": Case("iid common"), "garch": Case("garch"), "garch drift": Case("garch drift"), "bootstrap": Case("bootstrap"), "break": Case("break", "break", count=100),
     **{f"edge {ic:.2f}": Case("planted", "power", 250, 782, EDGE, ic, count=50) for ic in (0.03, 0.05, 0.08)},
     **{f"edge {ic:.2f} narrow": Case("planted", "power", 26, 782, merged(EDGE, {"forest": {"min_samples_leaf": 200}}), ic, aimed=False, count=50) for ic in (0.03, 0.05, 0.08)},
 }
@@ -186,7 +186,7 @@ def errors(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     promotions = [sum(cycle["promoted"] for cycle in one["cycles"]) for one in found]
     counts = {"promotions": sum(promotions), "worlds_promoted": sum(k > 0 for k in promotions)}
     careless = sum(any(cycle["careless"] == "PROMOTE" for cycle in one["cycles"]) for one in found)
-    if name == "iid":
+    if name.startswith("iid"):
         return [row(name, "any promotion", sum(k > 0 for k in promotions), n, MOST, **counts), row(name, "any promotion, careless gate", careless, n, None, **counts)]
     traded = [[cycle for cycle in one["cycles"] if cycle["tradable"] == "tradable"] for one in found]
     steps = [np.diff(one.get("true_losses", [])) for one in found]
@@ -229,7 +229,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     """All tables of the results of one code."""
     by = {name: [one for one in found if one["world"] == name] for name in CASES}
     table = [line for name in CASES if CASES[name].asks == "error" and by[name] for line in errors(name, by[name])]
-    predictable = [line for line in table if line["world"] != "iid"]
+    predictable = [line for line in table if not line["world"].startswith("iid")]
     made = {"errors": table, "power": [power(name, by[name]) for name in CASES if CASES[name].asks == "power" and by[name]],
             "break": breaks(by["break"], by["garch"]) if by["break"] else None, "missing": {name: case.count - len(by[name]) for name, case in CASES.items() if len(by[name]) < case.count},
             "cpu_s_a_cycle": {name: float(np.median([one["loop_cpu_s"] for one in part])) for name, part in by.items() if part}}

@@ -19,13 +19,15 @@ import numpy as np
 import pandas as pd
 import worlds
 
-from mltrader import archive, backtest, boosting, features, forest, labels, memory, meta, promotion, regimes, registry, reports, splits
+from mltrader import archive, backtest, features, labels, memory, meta, promotion, refits, regimes, registry, reports, splits
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
+from mltrader.checks import sample_features
 from mltrader.config import Settings
 from mltrader.core import CLASSES, PROBABILITIES, Clock, digest_json, seed_for, to_session, usable_at
 from mltrader.drift import DriftDetector, between, reference_period
 from mltrader.store import Store
+from mltrader.tuning import DEFAULT
 
 FEATURES = ("log_return_20", "volatility_5", "volatility_20", "volatility_60", "vix_level")
 SMALL: dict[str, Any] = {
@@ -52,10 +54,10 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def not_spending() -> Iterator[None]:
-    """The gate as it must not be: every look takes the whole budget."""
+def not_spending(error: float) -> Iterator[None]:
+    """The gate as it must not be: every look takes the error probability `error`, and nobody counts the looks."""
     kept = promotion.allowed
-    promotion.allowed = lambda evidence: evidence.settings.promotion.level / 2
+    promotion.allowed = lambda evidence: error
     try:
         yield
     finally:
@@ -115,12 +117,15 @@ class Loop:
         Settings besides `SMALL`.
     trade : bool
         Whether each cycle also asks if its candidate can be traded on.
+    careless : float
+        Error probability that the careless gate takes at every look; the default is the whole budget of a reign, 0.5 asks for the estimate alone.
     """
 
     world: worlds.World
     folder: Path
     sections: Mapping[str, Any] = field(default_factory=dict)
     trade: bool = True
+    careless: float = 0.025
 
     def __post_init__(self) -> None:
         self.base = merged(SMALL, self.sections)
@@ -153,10 +158,25 @@ class Loop:
         plan = plan.astype({"fold": "int64", "row": "int64", "origin": "str", "event": "str"})
         return {"samples": samples, "folds": folds[folds["fold"].isin(plan["fold"])].reset_index(drop=True), "plan": plan}
 
+    def predict(self, base: str, inputs: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+        """Out-of-fold predictions of a base model, its refit, and the model of the last fold, by the calls of its task."""
+        samples, plan, folds = (inputs["memory"][name] for name in ("samples", "plan", "folds"))
+        names, kept, (fit, recipe) = sample_features(samples), {}, refits.fit_of(base, DEFAULT, settings)
+
+        def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> tuple[np.ndarray, Any]:
+            model = fit(X, y, rows, 1)
+            return model.predict_proba(X_test), model
+
+        made = splits.out_of_fold(samples, names, plan, folds, fit_predict, recipe, self.cache, settings.splits.min_train_rows, 1, None, kept)
+        rows = plan[plan["fold"] == memory.REFIT]
+        at = rows["row"].to_numpy()
+        model = fit(samples[names].iloc[at].astype("float32").reset_index(drop=True), samples["label"].to_numpy(dtype=np.int64)[at], splits.learned_from(rows, samples), 1)
+        return {"oof": made, "out_of_fold": made.frame, "recipe": made.recipe, "model": model, "last_fold": self.cache[kept[int(made.frame["fold"].max())]]}
+
     def stack(self, inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: pd.Timestamp) -> dict[str, Any]:
         """Evaluation frame and model, by the calls of the task meta."""
         samples, plan, folds = (inputs["memory"][name] for name in ("samples", "plan", "folds"))
-        bases = {base: splits.reopen(inputs[base]["out_of_fold"], inputs[base]["recipe"], samples, plan, folds) for base in meta.BASES}
+        bases = {base: inputs[base]["oof"] for base in meta.BASES}
         raw, joined = meta.stack_out_of_fold(bases, samples, folds, settings.meta, self.cache), meta.with_regimes(meta.join_bases(bases), samples)
         earned = meta.places(joined, samples, folds, sorted(raw.frame["fold"].unique()), settings.meta, self.cache)
         chosen = meta.chosen_forecasts(joined, raw, samples, folds, earned)
@@ -200,9 +220,7 @@ class Loop:
         run = self.begin(number, as_of, settings)
         inputs: dict[str, Any] = {**self.known.until(as_of), "fold_cache": self.cache, "sectors": {"table": None}, "state": {"captured_events": []}}
         inputs["drift"], inputs["memory"] = {"drift": self.drift(inputs, settings, as_of)}, self.remember(inputs, settings, as_of)
-        for name, module in (("forest", forest), ("boosting", boosting)):
-            output = module.run(inputs, settings, as_of)
-            inputs[name] = output.frames | output.documents | output.models
+        inputs |= {base: self.predict(base, inputs, settings) for base in meta.BASES}
         inputs["meta"] = self.stack(inputs, settings, as_of)
         evaluation = self.artifacts.put(inputs["meta"]["evaluation"]).as_dict()
         inputs |= reports._live_champion(self.store, self.artifacts, run.id, evaluation["content_digest"])
@@ -211,7 +229,7 @@ class Loop:
         verdicts = promotion.apply_rules(evidence)
         required = promotion.required_rules(settings.promotion)
         verdict = promotion.decide(verdicts, required)
-        with not_spending():
+        with not_spending(self.careless):
             again = [one for rule in SPENDING for one in promotion.RULES[rule](evidence)]
         careless = promotion.decide([one for one in verdicts if one.rule.split(":")[0] not in SPENDING or one.rule.startswith("champion:")] + [one for one in again if ":" not in one.rule], required)
         answer = promotion.tradable(evidence.backtest, settings.promotion, evidence.trials)

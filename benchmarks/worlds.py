@@ -4,6 +4,7 @@ Each function is pure: the same kind, seed, size and path give the same market. 
 new; so a long second path says what a model is worth there. All prices are closes; the volume says nothing, but for the kinds in which something is planted.
 
 iid          returns of all names are independent, and alike over names and time; the VIX is independent of them. Nothing can be predicted.
+iid common   the same with a common factor, which makes names move together (correlation 0.2), and a drift: sessions count, not rows.
 garch        GARCH(1,1) for a common factor and for each name, each with a level that switches between a calm and a stormy state, and a VIX that knows the factor's volatility. Volatility can be predicted;
              direction cannot.
 garch drift  the same, with a drift in proportion to each name's beta: who holds more beta earns more, which is no edge.
@@ -22,7 +23,7 @@ import pandas as pd
 DAY, YEAR = "datetime64[us]", 252
 SIGNAL, SHORT, LONG = "volume_trend_20_120", 20, 120  # the feature ln(mean(v, 20) / mean(v, 120)) carries what is planted
 PERSISTENCE = 0.80  # of the signal over the sessions of a label, on average: with it an IC is turned into a coefficient, roughly; the IC attained is measured
-KINDS = ("iid", "garch", "garch drift", "bootstrap", "planted", "break")
+KINDS = ("iid", "iid common", "garch", "garch drift", "bootstrap", "planted", "break")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ def slow_vix(spec: Spec) -> np.ndarray:
     return 18 * np.exp(0.30 * x)
 
 
-def iid(spec: Spec, sigma: float = 0.012) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n_sessions, n_symbols) and VIX."""
-    return sigma * heavy(_draws(spec, "returns"), spec.sessions, spec.symbols), slow_vix(spec)
+def iid(spec: Spec, share: float = 0.0, drift: float = 0.0, sigma: float = 0.012) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n_sessions, n_symbols) and VIX; `share` of the variance is common to all names, `drift` is the yearly mean return."""
+    rng = _draws(spec, "returns")
+    shocks = math.sqrt(1 - share) * heavy(rng, spec.sessions, spec.symbols) + math.sqrt(share) * heavy(rng, spec.sessions, 1)
+    return sigma * shocks + drift / YEAR, slow_vix(spec)
 
 
 def garch(spec: Spec, drift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -158,8 +161,8 @@ def plant(returns: np.ndarray, signal: np.ndarray, ic: float, horizon: int) -> n
 def draw(spec: Spec, real: tuple[np.ndarray, np.ndarray] | None = None) -> World:
     """The market of `spec`; `real` are `real_returns()`, which the kind `bootstrap` needs."""
     volume, signal = volumes(spec), None
-    if spec.kind in ("iid", "planted"):
-        returns, vix = iid(spec)
+    if spec.kind in ("iid", "iid common", "planted"):
+        returns, vix = iid(spec, 0.2, 0.08) if spec.kind == "iid common" else iid(spec)
         if spec.kind == "planted":
             signal = signal_of(volume)
             returns = plant(returns, signal, spec.ic, spec.horizon)
