@@ -214,28 +214,31 @@ class Loop:
             db.set_as_of(conn, run_id, as_of.date())
         return SimpleNamespace(id=run_id, clock=clock)
 
-    def cycle(self, number: int, as_of: pd.Timestamp, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        """One cycle: candidate, evidence, verdicts, decision; recorded, and carried out."""
-        settings, run = self.settings(recipe), None
-        run = self.begin(number, as_of, settings)
+    def candidate(self, run_id: str, settings: Settings, as_of: pd.Timestamp) -> tuple[promotion.Evidence, dict[str, Any], dict[str, Any]]:
+        """The candidate of a cycle: its evidence, its models, and the stored evaluation frame."""
         inputs: dict[str, Any] = {**self.known.until(as_of), "fold_cache": self.cache, "sectors": {"table": None}, "state": {"captured_events": []}}
         inputs["drift"], inputs["memory"] = {"drift": self.drift(inputs, settings, as_of)}, self.remember(inputs, settings, as_of)
         inputs |= {base: self.predict(base, inputs, settings) for base in meta.BASES}
         inputs["meta"] = self.stack(inputs, settings, as_of)
         evaluation = self.artifacts.put(inputs["meta"]["evaluation"]).as_dict()
-        inputs |= reports._live_champion(self.store, self.artifacts, run.id, evaluation["content_digest"])
+        inputs |= reports._live_champion(self.store, self.artifacts, run_id, evaluation["content_digest"])
         inputs["backtest"] = {"summary": trading(inputs, settings) if self.trade else {}}
-        evidence = promotion.gather(inputs, settings, as_of)
+        return promotion.gather(inputs, settings, as_of), {name: inputs[name]["model"] for name in ("forest", "boosting", "meta")}, evaluation
+
+    def cycle(self, number: int, as_of: pd.Timestamp, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """One cycle: candidate, evidence, verdicts, decision; recorded, and carried out."""
+        settings = self.settings(recipe)
+        run = self.begin(number, as_of, settings)
+        evidence, models, evaluation = self.candidate(run.id, settings, as_of)
         verdicts = promotion.apply_rules(evidence)
         required = promotion.required_rules(settings.promotion)
         verdict = promotion.decide(verdicts, required)
         with not_spending(self.careless):
-            again = [one for rule in SPENDING for one in promotion.RULES[rule](evidence)]
-        careless = promotion.decide([one for one in verdicts if one.rule.split(":")[0] not in SPENDING or one.rule.startswith("champion:")] + [one for one in again if ":" not in one.rule], required)
+            again = [one for rule in SPENDING for one in promotion.RULES[rule](evidence) if ":" not in one.rule]
+        careless = promotion.decide([one for one in verdicts if one.rule not in SPENDING] + again, required)
         answer = promotion.tradable(evidence.backtest, settings.promotion, evidence.trials)
         decision = {**evidence.candidate, "verdict": verdict, "reasons": promotion.reasons(verdicts, verdict), "trials": evidence.trials, "look": evidence.look, "alpha": promotion.allowed(evidence),
-                    "data_digest": evaluation["content_digest"], "feature_set": inputs["features"]["feature_set"]["version"], **promotion.accuracies(evidence)}
-        models = {name: inputs[name]["model"] for name in ("forest", "boosting", "meta")}
+                    "data_digest": evaluation["content_digest"], "feature_set": self.known.made["features"]["feature_set"]["version"], **promotion.accuracies(evidence)}
         name = registry.register_decision(self.store, self.artifacts, run.id, self.token, decision, reports.verdict_rows(promotion.verdict_frame(verdicts)),
                                           self.manifest(models, evaluation, settings, as_of), (evidence.champion or {}).get("id"), run.clock)
         with self.store.write() as conn:
@@ -250,16 +253,36 @@ class Loop:
         return {"components": {name: self.artifacts.put(model).as_dict() for name, model in models.items()}, "evaluation": dict(evaluation),
                 "reference": {"reference_start": start.date().isoformat(), "reference_end": as_of.date().isoformat()}}
 
-    def walk(self, first: int, cycles: int, recipes: tuple[Mapping[str, Any], ...] = RECIPES) -> Iterator[dict[str, Any]]:
-        """`cycles` cycles, the first at the session number `first`. Without a champion each tries the next recipe; with one, every other refreshes it."""
+    def walk(self, first: int, cycles: int, recipes: tuple[Mapping[str, Any], ...] = RECIPES, refreshing: bool = True) -> Iterator[dict[str, Any]]:
+        """`cycles` cycles, the first at the session number `first`. Without a champion each tries the next recipe; with one, every other refreshes it, if `refreshing`."""
         sessions, mine, tried = self.world.index["session"], None, 0
         for number in range(cycles):
-            refresh = mine is not None and number % 2 == 1
+            refresh = refreshing and mine is not None and number % 2 == 1
             recipe = mine if refresh else recipes[tried % len(recipes)]
             tried += not refresh
             found = self.cycle(number, to_session(sessions.iloc[first + STEP * number]), recipe)
             mine = recipe if found["promoted"] else mine
             yield found | {"recipe": recipe}
+
+
+class ForestLoop(Loop):
+    """The same loop with a candidate that costs a quarter: the forest by itself, without boosting, stack, refits, drift and backtest. For the version in `make test`; new recipes only."""
+
+    def candidate(self, run_id: str, settings: Settings, as_of: pd.Timestamp) -> tuple[promotion.Evidence, dict[str, Any], dict[str, Any]]:
+        inputs: dict[str, Any] = self.known.until(as_of)
+        inputs["memory"] = made = self.remember(inputs, settings, as_of)
+        own, samples = self.predict("forest", inputs, settings), made["samples"]
+        rows = own["out_of_fold"]["row"].to_numpy()
+        frame = pd.concat([samples[["session", "symbol", "sector", "regime", "label"]].iloc[rows].reset_index(drop=True), own["out_of_fold"][list(PROBABILITIES)],
+                           meta.baselines(samples, made["plan"], own["out_of_fold"][["row", "fold"]])], axis=1)
+        entry = self.artifacts.put(frame).as_dict()
+        known = reports._live_champion(self.store, self.artifacts, run_id, entry["content_digest"])
+        version, recipe_digest = own["model"].content_digest(), digest_json(splits.recipe(settings, self.known.made["features"]["feature_set"]["version"]))
+        candidate = {"model_version": version, "recipe_digest": recipe_digest, "as_of": f"{as_of:%Y-%m-%d}", "kind": promotion.kind_of(version, recipe_digest, known["champion"]["record"])}
+        shares = [promotion.class_shares(samples, own["out_of_fold"], [own[name]]) for name in ("model", "last_fold")]
+        drift = {"score": 0.0, "reference": "champion", "challenger_score": 0.0}
+        return promotion.Evidence(frame, known["champion"]["evaluation"], candidate, known["champion"]["record"], drift, None, {}, known["ledger"]["trials"],
+                                  int((made["plan"]["fold"] == memory.REFIT).sum()), *shares, settings, settings.labels.horizon, known["ledger"]["look"], known["ledger"]["spent"]), {"forest": own["model"]}, entry
 
 
 def trading(inputs: Mapping[str, Mapping[str, Any]], settings: Settings) -> dict[str, Any]:

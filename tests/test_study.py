@@ -20,10 +20,12 @@ from mltrader.orchestrator import run_inline
 from mltrader.store import Store
 
 SEEDS, CYCLES = 20, 12
-TINY = {"features": {"names": ("volatility_20", "log_return_20")}, "splits": {"first_test_year": 2002}, "memory": {"window_years": 2.0}, "forest": {"n_estimators": 5, "min_samples_leaf": 300},
-        "boosting": {"rounds": 5}, "regimes": {"vix_low": 0.1, "vix_high": 900.0, "vix_crash": 1000.0}}  # the VIX says nothing there: one regime
-
-
+# Wide margins, and one regime whatever the VIX says: here the rule that spends decides alone.
+ALONE = {"regimes": {"vix_low": 0.1, "vix_high": 900.0, "vix_crash": 1000.0}, "splits": {"first_test_year": 2002}, "memory": {"window_years": 2.0}, "forest": {"n_estimators": 30, "min_samples_leaf": 40},
+         "promotion": {"margin": 0.2, "regime_margin": 0.5, "regime_floor": -1.0, "max_calibration_error": 0.5, "drift_margin": 1.0}}
+SMALL = {  # features, names, and what is tried: forests so coarse that they are hardly worse than the prior, and twins
+    "iid": (("volatility_20", "log_return_20"), 5, [{"forest": {"n_estimators": 6, "min_samples_leaf": leaf, "max_features": share}} for leaf in (300, 400, 500, 600) for share in (0.4, 0.7, 1.0)]),
+    "garch": (("volatility_5", "volatility_20"), 6, [{"forest": {"max_bin": bins}} for bins in range(32, 44)])}
 FAIR = {"features": {"names": ("volatility_5", "volatility_20", "vix_level")}, "splits": {"first_test_year": 2002}, "forest": {"n_estimators": 5}, "boosting": {"rounds": 8},
         "backtest": {"variant_shares": (0.3, 0.5)}}
 
@@ -47,7 +49,7 @@ def test_another_path_is_the_same_world():
     world = worlds.draw(spec("garch", 4, 30, 3000))
     again, other = worlds.another_path(world, 3000), worlds.another_path(worlds.draw(spec("garch", 5, 30, 3000)), 3000)
     alike, apart = (np.corrcoef(world.returns.std(axis=0), one.returns.std(axis=0))[0, 1] for one in (again, other))
-    assert alike > 0.8 > 0.5 > apart
+    assert alike > 0.6 > 0.4 > apart
 
 
 def test_only_where_it_is_said_does_anything_tell_of_the_size_of_the_next_return():
@@ -89,7 +91,7 @@ def test_a_break_moves_the_mean_by_one_deviation_of_the_horizon():
 def result(name: str, seed: int, promoted: tuple = (), tradable: tuple = (), losses: tuple = ()) -> dict:
     cycles = [{"kind": "first", "verdict": "PROMOTE" if n in promoted else "HOLD", "careless": "HOLD", "promoted": n in promoted, "tradable": "tradable" if n in tradable else "not shown", "stops": []}
               for n in range(study.CYCLES)]
-    return {"world": name, "seed": seed, "cycles": cycles, "loop_cpu_s": 0.1, "true_losses": list(losses), "ic": 0.05, "oracle": 3}
+    return {"world": name, "seed": seed, "cycles": cycles, "loop_cpu_s": 0.1, "cpu_s": 2.4, "true_losses": list(losses), "ic": 0.05, "oracle": 3}
 
 
 def test_the_bound_of_the_bar():
@@ -139,16 +141,21 @@ def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypat
 
 # --- the small version: an error is rare, and would be seen ----------------------------------------------------------
 
-@pytest.mark.parametrize("kind", ["iid", "iid common"])
-def test_nothing_is_promoted_where_nothing_can_be_predicted(kind):
-    """Of 20 worlds of 12 cycles at most 3 see a promotion; the same gate on the same evidence, if it asked for the estimate alone and counted no looks, promotes in 5 or more."""
-    promoted, careless = 0, 0
+@pytest.mark.parametrize(("kind", "error"), [("iid", "first"), ("garch", "new_recipe")])
+def test_the_loop_errs_rarely_and_a_gate_that_counts_no_looks_often(kind, error):
+    """Of 20 worlds of 12 cycles at most 3 see a promotion for no reason; with the same evidence, if it asked for the estimate alone and counted no looks, the gate would make one in 5 or more.
+
+    A reason is lacking for any champion where nothing can be predicted (iid), and where volatility can be (garch) for replacing one by a twin: the same forest with another number of bins.
+    """
+    promoted, careless, first, (names, symbols, recipes) = 0, 0, 651, SMALL[kind]
     for seed in range(SEEDS):
-        first = 651
+        world = worlds.draw(spec(kind, seed, symbols, first + loop.STEP * CYCLES))
         with loop.in_memory() as folder:
-            walked = list(Loop(worlds.draw(spec(kind, seed, sessions=first + loop.STEP * CYCLES)), folder, TINY, trade=False, careless=0.5).walk(first, CYCLES))
-        assert len(walked) == CYCLES and [one["look"] for one in walked if one["kind"] == "first"] == list(range(1, sum(one["kind"] == "first" for one in walked) + 1))
-        promoted, careless = promoted + any(one["promoted"] for one in walked), careless + any(one["careless"] == "PROMOTE" for one in walked)
+            walk = list(loop.ForestLoop(world, folder, merged(ALONE, {"features": {"names": names}}), careless=0.5).walk(first, CYCLES, recipes, refreshing=False))
+        firsts = [one["look"] for one in walk if one["kind"] == "first"]
+        assert firsts == list(range(1, len(firsts) + 1)) and [one["trials"] for one in walk] == list(range(1, CYCLES + 1))  # every look is in the ledger
+        promoted += any(one["promoted"] and one["kind"] == error for one in walk)
+        careless += any(one["careless"] == "PROMOTE" and one["kind"] == error for one in walk)
     assert promoted <= 3 and careless >= 5, (promoted, careless)
 
 
@@ -167,8 +174,8 @@ def files_of(world: worlds.World, folder) -> dict[str, dict]:
 def test_its_cycle_decides_as_the_real_one(tmp_path, monkeypatch):
     """The same three months through every task, product and record of the package, and through the study's short cut."""
     first = 782
-    world = worlds.draw(spec("garch", 3, 8, first + 4 * loop.STEP))
-    easy = {"promotion": {"margin": 0.1, "regime_margin": 0.2, "max_calibration_error": 0.2}}
+    world = worlds.draw(spec("garch", 1, 8, first + 4 * loop.STEP))
+    easy = {"promotion": {"margin": 0.1, "regime_margin": 0.2, "regime_floor": -1.0, "max_calibration_error": 0.2}}
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / "home"))
     (tmp_path / "short").mkdir()
     short = Loop(world, tmp_path / "short", merged(FAIR, easy))
