@@ -126,6 +126,13 @@ def test_power_and_breaks_have_their_bars():
     assert study.summary(broken[1:])["missed"]
 
 
+def test_the_tables_name_what_was_missed_and_what_is_still_to_come(capsys):
+    found = [result("iid", seed, (5,) if seed < 10 else ()) for seed in range(20)] + [result("garch", 0, (0, 4), (), (0.70, 0.72)), result("edge 0.05", 0), result("break", 0, (2,))]
+    study.show(study.summary(found), ["iid-0123"])
+    said = capsys.readouterr().out
+    assert "10 of 20" in said and said.count("MISSED") == 3 and "Worlds still to come: iid 180" in said and "not merged: iid-0123" in said and "worst +0.0200" in said
+
+
 def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(study, "one_world", lambda name, seed: made.append((name, seed)) or result(name, seed))
