@@ -5,7 +5,6 @@ and products on disk. What does not depend on the cycle (features, regimes, labe
 `tests/test_study.py` compares decisions with those of `orchestrator.run_inline` on the same market.
 """
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -366,14 +365,3 @@ def in_memory() -> Iterator[Path]:
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
         yield Path(folder)
-
-
-def timed(work: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-    """Each result with the CPU-seconds that it took."""
-    while True:
-        began = time.process_time()
-        try:
-            found = next(work)
-        except StopIteration:
-            return
-        yield found, time.process_time() - began
