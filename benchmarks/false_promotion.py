@@ -1,0 +1,327 @@
+"""How often does the loop err? Simulated markets of known truth, walked through month by month by the loop as it is.
+
+    python benchmarks/false_promotion.py --minutes 120                      # goes on where it was: all worlds, 200 seeds each (some ten hours on one core)
+    python benchmarks/false_promotion.py --worlds iid,garch --seeds 0:50    # a piece of it
+    python benchmarks/false_promotion.py --report                           # the tables of what there is, without computing
+    python benchmarks/false_promotion.py --quick                            # three worlds of each of two kinds, 6 cycles: under a minute; too few to judge
+    python benchmarks/false_promotion.py --json
+
+A *world* is a market of `benchmarks/worlds.py`. The loop (`benchmarks/loop.py`) walks through 24 monthly cycles of it; without a champion each cycle tries the next of twelve recipes, with one every other
+cycle refreshes it and the others try the next recipe. Errors, and the bar of each (at most 9 of 200 worlds: one-sided 95 % upper bound at most 8 %):
+
+- false promotion: any promotion in a world in which nothing can be predicted (iid, iid common).
+- false call to trade: any cycle that calls its candidate tradable, in worlds whose volatility can be predicted and whose direction cannot (garch, garch drift, bootstrap). Promotions are right there, and
+  their number stands beside it: a gate that never promotes passes nothing.
+- wrong replacement: in the same worlds, any promotion that replaces the champion by a model whose true expected loss is higher by more than the margin that the gate states ([promotion] margin). The true
+  loss is that of the deployed models on a fresh path of the world.
+
+Power: share of worlds with a planted relation between a feature and the return (250 names, no costs) in which the loop promotes within 24 cycles, against that of an oracle that knows the relation and is
+judged by the rule `beats_prior` alone, on the same rows and with the same spending: bar 80 % of the oracle's. The IC is the oracle's, as attained. For 26 names the same, without a bar. Breaks: share of worlds
+in which the champion is replaced within 6 cycles after the mean return over a label's horizon has moved by one standard deviation: bar 80 %; how often that happens without a break stands beside it.
+
+*Careless* is the same gate on the same evidence without its budget: every look takes 2.5 %. It says what the spending is worth.
+
+Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of its code and size: results of different code are never merged, and seeds change with
+`STUDY`, which is raised when the code is changed because of what a study found. Exits with 1 if a bar is missed.
+"""
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np  # noqa: E402
+import worlds  # noqa: E402
+from loop import RECIPES, SMALL, STEP, Known, Loop, in_memory, merged, oracle, oracle_looks, true_losses  # noqa: E402
+from scipy.stats import beta  # noqa: E402
+
+from mltrader.artifacts import publish  # noqa: E402
+from mltrader.config import Settings, home  # noqa: E402
+from mltrader.core import digest_file, digest_json, digest_modules, seed_for  # noqa: E402
+
+STUDY = 1  # of the seeds
+CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
+MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
+           "replay", "significance", "splits", "trees", "tuning")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of world and the size of it.
+
+    Attributes
+    ----------
+    kind : str
+        Of `worlds.KINDS`.
+    asks : str
+        error | power | break.
+    symbols, first : int
+        Names, and the session number of the first cycle.
+    sections : dict
+        Settings besides `loop.SMALL`.
+    ic : float
+    aimed : bool
+        Whether a bar is set.
+    count : int
+        How many are wanted.
+    """
+
+    kind: str
+    asks: str = "error"
+    symbols: int = 16
+    first: int = 1042
+    sections: dict[str, Any] = field(default_factory=dict)
+    ic: float = 0.0
+    aimed: bool = True
+    count: int = WORLDS
+
+    def spec(self, name: str, seed: int) -> worlds.Spec:
+        """What is drawn for a seed."""
+        horizon = Settings(**merged(SMALL, self.sections)).labels.horizon
+        broken = self.first + STEP * BREAK + STEP // 2 if self.asks == "break" else -1
+        return worlds.Spec(self.kind, seed_for("false promotion", STUDY, name, seed), self.symbols, self.first + STEP * CYCLES, 0, self.ic, horizon, broken)
+
+
+EDGE = {"features": {"names": (worlds.SIGNAL, "volatility_20", "log_return_20")}, "labels": {"horizon": 5, "take_profit": 0.025, "stop_loss": 0.025, "cost_bps": 0.0},
+        "backtest": {"cost_bps": 0.0, "slippage_bps": 0.0, "borrow_bps": 0.0}, "memory": {"window_years": 2.0}, "splits": {"first_test_year": 2002},
+        "forest": {"n_estimators": 20, "min_samples_leaf": 1000, "max_features": 1.0}, "boosting": {"rounds": 30, "max_depth": 2, "colsample_bytree": 1.0}}
+CASES: dict[str, Case] = {
+    "iid": Case("iid"), "iid common": Case("iid common"), "garch": Case("garch"), "garch drift": Case("garch drift"), "bootstrap": Case("bootstrap"), "break": Case("break", "break", count=100),
+    **{f"edge {ic:.2f}": Case("planted", "power", 250, 782, EDGE, ic, count=50) for ic in (0.03, 0.05, 0.08)},
+    **{f"edge {ic:.2f} narrow": Case("planted", "power", 26, 782, merged(EDGE, {"forest": {"min_samples_leaf": 200}}), ic, aimed=False, count=50) for ic in (0.03, 0.05, 0.08)},
+}
+
+
+def code(name: str) -> str:
+    """What the results of a case depend on besides the seed: the package's modules, the study's own, and the size."""
+    own = {name: digest_file(ROOT / "benchmarks" / name) for name in ("worlds.py", "loop.py")}
+    return digest_json({"package": digest_modules(*MODULES), **own, "case": asdict(CASES[name]) | {"count": 0}, "study": STUDY, "cycles": CYCLES})[:12]
+
+
+def short(found: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a cycle."""
+    return {name: found[name] for name in ("kind", "verdict", "careless", "tradable", "edge", "look", "trials", "stops")} | {"as_of": f"{found['as_of']:%Y-%m-%d}", "promoted": bool(found["promoted"])}
+
+
+_oracles: dict[str, tuple[np.ndarray, float]] = {}
+_real: list[tuple[np.ndarray, np.ndarray]] = []
+
+
+def real() -> tuple[np.ndarray, np.ndarray]:
+    """The real returns, read once."""
+    if not _real:
+        _real.append(worlds.real_returns())
+    return _real[0]
+
+
+def one_world(name: str, seed: int, cycles: int = CYCLES) -> dict[str, Any]:
+    """Walk through one world; the result, JSON-ready."""
+    case, began = CASES[name], time.process_time()
+    spec = case.spec(name, seed)
+    source = real() if case.kind == "bootstrap" else None
+    world = worlds.draw(spec, source)
+    kept, promoted = [], []
+    with in_memory() as folder:
+        loop = Loop(world, folder, case.sections, trade=case.asks == "error")
+        for found in loop.walk(case.first, cycles):
+            kept.append(short(found))
+            if found["promoted"]:
+                promoted.append(found["models"])
+                if case.asks == "power":
+                    break
+        result = {"world": name, "seed": seed, "study": STUDY, "code": code(name), "cycles": kept, "loop_cpu_s": (time.process_time() - began) / len(kept)}
+        if case.asks == "power":
+            if name not in _oracles:
+                _oracles[name] = oracle(case.spec(name, -1), loop.settings({}))
+            coef, ic = _oracles[name]
+            result |= {"oracle": oracle_looks(loop, coef, case.first, cycles), "ic": ic}
+    if case.asks == "error" and len(promoted) > 1:
+        fresh = Known(worlds.another_path(world, 2400, real=source), loop.known.settings)
+        result["true_losses"] = true_losses(fresh, promoted).tolist()
+    return result | {"cpu_s": time.process_time() - began}
+
+
+# --- what there is, and what it says ---------------------------------------------------------------------------------
+
+def place(root: Path, name: str, digest: str = "") -> Path:
+    """The folder of the results of a case, by the digest of its code."""
+    return root / f"{name.replace(' ', '_')}-{digest or code(name)}"
+
+
+def results_in(folder: Path) -> list[dict[str, Any]]:
+    """The results in a folder, by seed; a file that is being written is not there."""
+    return sorted((json.loads(path.read_bytes()) for path in folder.glob("*.json")), key=lambda one: one["seed"])
+
+
+def interval(k: int, n: int, level: float = 0.05) -> tuple[float, float]:
+    """Exact interval of Clopper and Pearson for a share."""
+    return (float(beta.ppf(level / 2, k, n - k + 1)) if k else 0.0), (float(beta.ppf(1 - level / 2, k + 1, n - k)) if k < n else 1.0)
+
+
+def upper(k: int, n: int) -> float:
+    """One-sided 95 % upper bound."""
+    return float(beta.ppf(0.95, k + 1, n - k)) if k < n else 1.0
+
+
+def row(name: str, question: str, k: int, n: int, bar: int | None, promotions: int, worlds_promoted: int, **more: Any) -> dict[str, Any]:
+    """A line of the table of errors."""
+    low, high = interval(k, n)
+    return {"world": name, "question": question, "errors": k, "worlds": n, "low": low, "high": high, "upper": upper(k, n), "bar": bar, "promotions": promotions, "worlds_promoted": worlds_promoted,
+            "ok": bar is None or k <= bar, **more}
+
+
+def errors(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors of one kind of world."""
+    n, margin = len(found), Settings().promotion.margin
+    promotions = [sum(cycle["promoted"] for cycle in one["cycles"]) for one in found]
+    counts = {"promotions": sum(promotions), "worlds_promoted": sum(k > 0 for k in promotions)}
+    careless = sum(any(cycle["careless"] == "PROMOTE" for cycle in one["cycles"]) for one in found)
+    if name.startswith("iid"):
+        return [row(name, "any promotion", sum(k > 0 for k in promotions), n, MOST, **counts), row(name, "any promotion, careless gate", careless, n, None, **counts)]
+    traded = [[cycle for cycle in one["cycles"] if cycle["tradable"] == "tradable"] for one in found]
+    steps = [np.diff(one.get("true_losses", [])) for one in found]
+    wrong = sum(bool((step > margin).any()) for step in steps)
+    return [row(name, "any call to trade", sum(map(bool, traded)), n, MOST, **counts),
+            row(name, f"replaced by one worse by {margin:g}", wrong, n, MOST, **counts, replaced=int(sum(map(len, steps))), mean_step=float(np.mean(np.concatenate(steps))) if any(map(len, steps)) else float("nan"),
+                worst_step=float(max((step.max() for step in steps if len(step)), default=float("nan"))))]
+
+
+def replaced_within(one: dict[str, Any], after: int, within: int = WITHIN) -> bool | None:
+    """Whether a champion of before cycle `after` is replaced in the `within` cycles from it on; None if there is none."""
+    champion = any(cycle["promoted"] for cycle in one["cycles"][:after])
+    return any(cycle["promoted"] for cycle in one["cycles"][after:after + within]) if champion else None
+
+
+def breaks(found: list[dict[str, Any]], calm: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often a champion is replaced after a break, and without one."""
+    def share(results: list[dict[str, Any]]) -> tuple[int, int]:
+        answers = [answer for one in results if (answer := replaced_within(one, BREAK + 1)) is not None]
+        return sum(answers), len(answers)
+
+    (k, n), (without, still) = share(found), share(calm)
+    return {"replaced": k, "worlds": n, "no_champion": len(found) - n, "share": k / n if n else float("nan"), "interval": interval(k, n) if n else None, "without_break": without, "worlds_without_break": still,
+            "ok": n == 0 or k / n >= RATIO}
+
+
+def power(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Power of the loop beside the oracle's."""
+    n, loop, best = len(found), sum(one["cycles"][-1]["promoted"] for one in found), sum(one["oracle"] is not None for one in found)
+    stops: dict[str, int] = {}
+    for one in found:
+        if not one["cycles"][-1]["promoted"]:
+            for rule in {rule for cycle in one["cycles"] for rule in cycle["stops"]}:
+                stops[rule] = stops.get(rule, 0) + 1
+    return {"world": name, "ic": found[0]["ic"], "worlds": n, "loop": loop, "oracle": best, "interval": interval(loop, n), "ratio": loop / best if best else float("nan"), "stops": stops,
+            "ok": not CASES[name].aimed or best == 0 or loop >= RATIO * best}
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """All tables of the results of one code."""
+    by = {name: [one for one in found if one["world"] == name] for name in CASES}
+    table = [line for name in CASES if CASES[name].asks == "error" and by[name] for line in errors(name, by[name])]
+    predictable = [line for line in table if not line["world"].startswith("iid")]
+    made = {"errors": table, "power": [power(name, by[name]) for name in CASES if CASES[name].asks == "power" and by[name]],
+            "break": breaks(by["break"], by["garch"]) if by["break"] else None, "missing": {name: case.count - len(by[name]) for name, case in CASES.items() if len(by[name]) < case.count},
+            "cpu_s_a_cycle": {name: float(np.median([one["loop_cpu_s"] for one in part])) for name, part in by.items() if part}}
+    made["never_promotes"] = bool(predictable) and not any(line["promotions"] for line in predictable)
+    made["missed"] = made["never_promotes"] or any(not line["ok"] for line in (*made["errors"], *made["power"], *([made["break"]] if made["break"] else [])))
+    return made
+
+
+def sizes() -> str:
+    """The sizes, in words."""
+    s = Settings(**SMALL)
+    return (f"{CASES['iid'].symbols} names, {CASES['iid'].first} sessions before the first of {CYCLES} cycles, {STEP} sessions apart; {len(s.features.names)} features, forest of {s.forest.n_estimators} trees, "
+            f"{s.boosting.rounds} rounds of boosting, {s.splits.bootstrap} replicates; {len(RECIPES)} recipes, label over {s.labels.horizon} sessions. Power: {CASES['edge 0.05'].symbols} names, "
+            f"label over {EDGE['labels']['horizon']} sessions, no costs")
+
+
+def versions() -> dict[str, str]:
+    """Of what the results were made with."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in ("numpy", "pandas", "scipy", "xgboost-cpu", "numba")}}
+
+
+def show(made: dict[str, Any], others: list[str]) -> None:
+    """The tables for a terminal."""
+    print(f"Study {STUDY}. {sizes()}.\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    if others:
+        print(f"Results of other code are there, and not merged: {', '.join(others)}.")
+    print(f"\n{'world':14}{'error':34}{'worlds with it':>16}{'share, 95 %':>22}{'upper bound':>13}{'bar':>6}{'promotions':>12}{'in worlds':>11}")
+    for line in made["errors"]:
+        share = f"{100 * line['errors'] / line['worlds']:.1f} % ({100 * line['low']:.1f}-{100 * line['high']:.1f})"
+        print(f"{line['world']:14}{line['question']:34}{line['errors']:>6} of {line['worlds']:<6}{share:>22}{100 * line['upper']:>11.1f} %{line['bar'] if line['bar'] is not None else '–':>6}{line['promotions']:>12}"
+              f"{line['worlds_promoted']:>11}" + ("" if line["ok"] else "  MISSED") + (f"   {line['replaced']} replacements, mean change of true loss {line['mean_step']:+.4f}, worst {line['worst_step']:+.4f}" if "replaced" in line else ""))
+    for line in made["power"]:
+        low, high = line["interval"]
+        print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; ratio {line['ratio']:.2f}"
+              + (f", bar {RATIO}" if CASES[line["world"]].aimed else ", no bar") + ("" if line["ok"] else "  MISSED") + (f"; stopped elsewhere by {line['stops']}" if line["stops"] else ""))
+    if made["break"]:
+        b = made["break"]
+        print(f"break: champion replaced within {WITHIN} cycles in {b['replaced']} of {b['worlds']} worlds ({b['no_champion']} more had no champion), bar {RATIO:.0%}{'' if b['ok'] else '  MISSED'}; "
+              f"in as many cycles without a break: {b['without_break']} of {b['worlds_without_break']}")
+    print("CPU-s a cycle (median): " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in made["cpu_s_a_cycle"].items()))
+    if made["never_promotes"]:
+        print("MISSED: the gate has promoted nothing where a promotion is right.")
+    if made["missing"]:
+        print("Worlds still to come: " + ", ".join(f"{name} {count}" for name, count in made["missing"].items()) + ". Until then a bar that is kept is kept so far.")
+
+
+def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> None:
+    """Compute what is not there yet, twenty seeds of each kind in turn, until the time is up."""
+    began, todo = time.monotonic(), [(seed, name) for name in names for seed in (seeds or range(CASES[name].count))]
+    folders = {name: place(root, name) for name in names}
+    for seed, name in sorted(todo, key=lambda job: (job[0] // 20, names.index(job[1]), job[0])):
+        path = folders[name] / f"{seed:04d}.json"
+        if path.is_file():
+            continue
+        if time.monotonic() - began > seconds:
+            print("time is up", file=sys.stderr)
+            return
+        result = one_world(name, seed)
+        if place(root, name) != folders[name]:
+            sys.exit("The code has changed under the study; start it again.")
+        publish(path, json.dumps(result).encode())
+        print(f"{name} {seed}: promoted in {[i for i, c in enumerate(result['cycles']) if c['promoted']]}, {result['cpu_s']:.0f} CPU-s", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Compute a piece, and report on what there is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", default=",".join(name for name in CASES if CASES[name].aimed), help="kinds, separated by commas; `all` for those without a bar, too")
+    parser.add_argument("--seeds", default="", help="FROM:TO; by default all that are wanted of each kind")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    root = options.out or home() / "studies" / "false_promotion"
+    names = list(CASES) if options.worlds == "all" else [name.strip() for name in options.worlds.split(",")]
+    if unknown := set(names) - set(CASES):
+        parser.error(f"--worlds names {sorted(unknown)}; there are {list(CASES)}")
+    if not (options.report or options.quick):
+        work(root, names, range(*map(int, options.seeds.split(":"))) if options.seeds else None, 60 * options.minutes)
+    found = [one_world(name, seed, 6) for name in ("iid", "garch") for seed in range(3)] if options.quick else [one for name in CASES for one in results_in(place(root, name))]
+    if not found:
+        parser.error(f"there are no results of this code in {root}; without --report they are computed")
+    made, known = summary(found), {place(root, name).name for name in CASES}
+    others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
+    if options.json:
+        print(json.dumps({**made, "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
+    else:
+        show(made, others)
+    sys.exit(made["missed"] and not options.quick)
+
+
+if __name__ == "__main__":
+    main()
