@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -847,7 +848,8 @@ def step(world: World, task: str) -> TaskOutput:
     nobody = {"record": None, "evaluation": None, "without_event": None, "explanation": None, "drift_reference": None}
     given |= {"state": reports.decisions_before(task, None, world.as_of), "fold_cache": world.cache, "champion": nobody, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
     run = import_module(f"mltrader.{reports.PIPELINE[task].module}").run
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small models on odd futures: classes that never come, correlations of constants
         if task == "market":
             with TemporaryDirectory() as folder:
                 settings = _as_files(world.frames, Path(folder), world.settings)
@@ -907,7 +909,7 @@ def histories(world: World, task: str, due: pd.Series, spoken: bool = False) -> 
         now, keys = spoken and what in SPOKEN, [key for key in ROW_KEYS if key in frame]
         frame = frame.drop(columns=list(OUTCOMES), errors="ignore") if now else frame
         known = frame["session"] if now else _known_from(task, frame, due, remembered.get("folds"))
-        frame = frame.assign(nth=frame.groupby(keys, dropna=False).cumcount().to_numpy(), known=known.to_numpy())
+        frame = frame.copy().assign(nth=frame.groupby(keys, dropna=False).cumcount().to_numpy(), known=known.to_numpy())
         found[what] = frame.sort_values([*keys, "nth"], ignore_index=True)
     return found
 
@@ -1096,14 +1098,14 @@ class Own:
         From `FEATURES`.
     function : callable or None
         `features`.
-    warm_up : int or dict of str to int
-        `WARM_UP`; `MOST_WARM_UP` if there is none.
+    warm_up : int, dict of str to int, or None
+        `WARM_UP`; None if there is none.
     """
 
     notebook: str
     chosen: tuple[features.Feature, ...]
     function: Callable[[pd.DataFrame, pd.DataFrame], Any] | None
-    warm_up: int | dict[str, int]
+    warm_up: int | dict[str, int] | None
 
 
 def _where(error: BaseException, notebook: str) -> str:
@@ -1158,8 +1160,8 @@ def read_own(path: Path) -> Own:
     if not listed and (function is None or chosen is not None):
         what = "its FEATURES is no list of mltrader.features.Feature" if chosen is not None else "neither FEATURES nor a function features(panel, index) is defined in the cells that are run"
         raise ConfigError(f"{path.name}: {what}. Define `FEATURES = [Feature(...), ...]`, or `def features(panel, index)` that returns a DataFrame; docs/how-to/audit-own-features.md has an example of both.")
-    warm_up = space.get("WARM_UP", MOST_WARM_UP)
-    sizes = list(warm_up.values()) if isinstance(warm_up, dict) else [warm_up]
+    warm_up = space.get("WARM_UP")
+    sizes = list(warm_up.values()) if isinstance(warm_up, dict) else [] if warm_up is None else [warm_up]
     if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
         raise ConfigError(f"{path.name}: WARM_UP={warm_up!r} must be a number of bars, or a dict of them by column.")
     names = [one.name for one in chosen] if listed else []
@@ -1250,9 +1252,10 @@ def audit_own(own: Own, frames: Frames, settings: Settings, cuts: int = 60, star
     begins = start_points(given["panel"], starts, seed)
     say(f"warm-up: {len(names)} features of {own.notebook}, {len(begins)} starts")
     declared = {one.name: one.warm_up for one in own.chosen}
-    asked = own.warm_up if isinstance(own.warm_up, dict) else dict.fromkeys(names, own.warm_up)
+    most = min(MOST_WARM_UP, given["panel"]["session"].nunique() // 3)
+    asked = own.warm_up if isinstance(own.warm_up, dict) else dict.fromkeys(names, most if own.warm_up is None else own.warm_up)
     subject = Recursion("own feature", compute, lambda short, listed: own_ages(own, names, short, listed),
-                        {name: declared.get(name, asked.get(name, MOST_WARM_UP)) for name in names})
+                        {name: declared.get(name, asked.get(name, most)) for name in names})
     passed = f"No leak at {len(points)} cuts from {points[0].date()} to {points[-1].date()}, truncated and corrupted"
     ahead = Findings(leaks, checked, unchecked, tuple(str(p.date()) for p in points), _verdict(leaks, checked, unchecked, f"leak(s) at {len(points)} cuts", passed))
     return {"lookahead": ahead, "recursive": _settled(find_unsettled(subject, given, begins), begins)}

@@ -5,12 +5,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from leaks import FEW, KEYS, LEAKS, MARKET, OF_COLUMNS, RULES, by_symbol, first_task, long_market, long_settings, resumed, short_settings, simulate, with_columns
-from test_cli import call
+from leaks import (
+    FEW,
+    LEAKS,
+    MARKET,
+    OF_COLUMNS,
+    RULES,
+    by_symbol,
+    first_task,
+    long_market,
+    long_settings,
+    resumed,
+    short_settings,
+    simulate,
+    with_columns,
+)
 from typer.testing import CliRunner
 
 from mltrader import audit, features
-from mltrader.config import Settings
+from mltrader.cli import app, audit_app
 from mltrader.core import ConfigError, DataError
 
 CLEAN = ("log_return_20", "macd", "rank_return_20", "vix_change_5", "index_return_20")
@@ -234,3 +247,153 @@ def test_nothing_to_compare_is_no_pass():
     assert found.ok and "feature gap" in found.unchecked and "No claim on 1" in found.verdict
 
 
+# ---- features of one's own -------------------------------------------------------------------------------------------
+
+def notebook(folder, *cells, name="mine.ipynb"):
+    """A notebook with these code cells, after one of prose."""
+    made = [{"cell_type": "markdown", "metadata": {}, "source": "# Mine"}]
+    made += [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": text.splitlines(keepends=True)} for text in cells]
+    path = folder / name
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": made}))
+    return path
+
+
+GAP = """\
+WARM_UP = 19
+
+
+def features(panel, index):
+    price = np.log(panel["adj_close"])
+    mean = price.groupby(panel["symbol"]).transform(lambda x: x.rolling(20).mean())
+    return pd.DataFrame({"gap": price - mean})"""
+LINES = """\
+from mltrader.features import PRICE, Feature, lag, volatility
+
+FEATURES = [Feature("calm_move", "mine", "move by volatility", (PRICE - lag(PRICE, 10)) / volatility(20))]"""
+IMPORTS = "import numpy as np\nimport pandas as pd"
+QUICK = {"cuts": 4, "starts": 2, "symbols": 0, "seed": 1}
+
+
+def audited(path):
+    return audit.audit_own(audit.read_own(path), MARKET, RULES, **QUICK)
+
+
+@pytest.mark.parametrize("cells", [(IMPORTS, GAP), (LINES,), (IMPORTS, GAP, LINES.replace("FEATURES", "# and\nFEATURES")),
+                                   ("%matplotlib inline\n!ls\n" + IMPORTS, GAP.replace("WARM_UP = 19\n", ""))])
+def test_clean_features_of_ones_own_pass(tmp_path, cells):
+    found = audited(notebook(tmp_path, *cells))
+    assert all(one.ok for one in found.values()), [one.verdict for one in found.values()]
+    needed = found["recursive"].measured.set_index("name")["needed"]
+    assert needed.get("gap", 19) == 19 and needed.get("calm_move", 20) == 20
+
+
+@pytest.mark.parametrize(("change", "audit_name", "kind"), [
+    (("rolling(20)", "rolling(21, center=True)"), "lookahead", "truncate"),
+    (('price - mean}', 'price / price.max()}'), "lookahead", "x1000"),
+    (('price - mean}', 'panel["session"].map(index.set_index("session")["rate_10y"])}'), "lookahead", "truncate"),
+    (('price - mean}', 'panel["symbol"].str[1:].astype(float)}'), "lookahead", "symbol"),
+    (('price - mean}', 'panel.groupby("symbol")["adj_close"].transform("cumprod") ** 0 + panel.groupby("symbol").cumcount()}'), "recursive", ""),
+    (("rolling(20)", "rolling(60)"), "recursive", ""),
+])
+def test_a_leak_in_features_of_ones_own_is_named(tmp_path, change, audit_name, kind):
+    found = audited(notebook(tmp_path, IMPORTS, GAP.replace(*change)))
+    assert [name for name, one in found.items() if not one.ok] == [audit_name]
+    row = found[audit_name].faults.iloc[0]
+    assert row["what"] == "own feature" and row["name"] == "gap" and kind in row.get("kinds", "")
+
+
+@pytest.mark.parametrize(("cells", "words"), [
+    ((IMPORTS, "x = 1\ny = x / 0"), r"mine.ipynb, cell 2, line 2 \(`y = x / 0`\): ZeroDivisionError"),
+    ((IMPORTS, "def features(:\n    pass"), r"mine.ipynb, cell 2, line 1: SyntaxError"),
+    ((IMPORTS,), "neither FEATURES nor a function features"), (("from mltrader import features",), "neither FEATURES"),
+    (("FEATURES = [1, 2]",), "its FEATURES is no list of"), ((LINES, "WARM_UP = -1"), "WARM_UP=-1"), ((LINES, "FEATURES = FEATURES * 2"), "twice"),
+    (("#| export\n" + IMPORTS, GAP), "in the cells that are run"),
+])
+def test_a_notebook_without_the_contract_is_refused_by_cell(tmp_path, cells, words):
+    with pytest.raises(ConfigError, match=words):
+        audit.read_own(notebook(tmp_path, *cells))
+
+
+@pytest.mark.parametrize(("returned", "words"), [
+    ('panel["volum"]', r"features\(\) fails on .*mine.ipynb, cell 2, line 7 .*KeyError: 'volum'"), ("3", "returns a int, not a DataFrame"), ('pd.DataFrame({"a": [1.0]})', "returns 1 rows"),
+    ('panel[["symbol"]].assign(a=1.0)', "none that is taken"), ('panel[["session"]].rename(columns={"session": "a"})', "are no numbers"), ('panel[["session", "symbol"]]', "at least one"),
+    ('pd.concat([panel[["session", "symbol", "close"]]] * 2)', "twice"), ('pd.DataFrame({"a": np.random.default_rng().normal(size=len(panel))})', "fix the seed"),
+])
+def test_a_function_that_returns_something_else_is_refused(tmp_path, returned, words):
+    with pytest.raises(DataError, match=words):
+        audited(notebook(tmp_path, IMPORTS, GAP.replace('pd.DataFrame({"gap": price - mean})', returned)))
+
+
+def test_a_function_that_fails_without_the_future_is_a_fault(tmp_path):
+    found = audited(notebook(tmp_path, IMPORTS, GAP.replace("    price", '    assert panel["session"].max() >= pd.Timestamp("2009-08-10")\n    price', 1)))
+    assert found["lookahead"].faults["name"].tolist() == ["(error)"] and "AssertionError" in found["lookahead"].faults["value"].iloc[0] + found["lookahead"].faults["value_without_future"].iloc[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("none.ipynb", None), ("mine.py", "x = 1"), ("empty.ipynb", "{}")])
+def test_what_is_no_notebook_is_refused_before_anything_is_started(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        audit.in_own_process(tmp_path / name, MARKET, RULES)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def panel_of_ones_own(tmp_path, monkeypatch):
+    """A user's file."""
+    path = tmp_path / "bars.csv"
+    rows = MARKET["panel"].rename(columns={"session": "date"})
+    rows[["symbol", "date", "open", "high", "low", "close", "adj_close", "volume"]].sort_values(["symbol", "date"]).to_csv(path, index=False)
+    for name, value in {"MARKET__PROVIDER": "csv", "MARKET__PATH": path, "SETTINGS": ROOT / "tests" / "smoke.toml", "UNIVERSE__SYMBOLS": "S0,S1,S2,S3,S4,S5",
+                        "UNIVERSE__START": "2000-01-01", "HOME": tmp_path}.items():
+        monkeypatch.setenv(f"MLTRADER_{name}", str(value))
+
+
+def ask(*arguments):
+    return CliRunner().invoke(app, ["audit", *arguments])
+
+
+def test_commands_have_help_with_an_example():
+    assert all("Example: mltrader audit" in command.callback.__doc__ for command in (*audit_app.registered_commands, audit_app.registered_callback))
+
+
+def test_command_line(panel_of_ones_own, monkeypatch):
+    done = ask("lookahead", "--cuts", "1", "--symbols", "3", "--seed", "5", "--json")
+    assert done.exit_code == 0 and "look-ahead: feature" in done.stderr, done.stderr
+    said = json.loads(done.stdout)
+    assert said["ok"] and said["faults"] == [] and said["checked"]["feature"] > 50
+    done = ask("recursive", "--starts", "1", "--symbols", "3")
+    assert done.exit_code == 0 and done.stdout.startswith("Warm-up is long enough") and len(done.stdout.strip().splitlines()) == 1, done.stderr
+    done = ask("pipeline")
+    assert isinstance(done.exception, DataError) and "two whole years of predictions" in str(done.exception)
+    assert isinstance(ask("--quick", "lookahead").exception, ConfigError)
+    honest = features.compute
+    monkeypatch.setattr(features, "compute", lambda *a, **k: (table := honest(*a, **k)).assign(rsi_14=table["rsi_14"].iloc[::-1].cummax()))
+    done = ask("lookahead", "--cuts", "1", "--symbols", "3")
+    lines = done.stdout.strip().splitlines()
+    assert done.exit_code == 1 and lines[0].startswith("1 leak(s)") and "feature rsi_14" in lines[0] and lines[2].startswith("feature  rsi_14")
+
+
+def test_everything_at_once(panel_of_ones_own, monkeypatch):
+    """Without a name all three are run, and one that fails decides."""
+    made = {name: audit.Findings(pd.DataFrame(columns=list(audit.FAULT)), {"feature": 1}, (), (), f"{name} is clean") for name in ("lookahead", "recursive", "pipeline")}
+    for name in made:
+        monkeypatch.setattr(audit, name, lambda *a, name=name, **k: made[name])
+    done = ask("--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["ok"] and set(json.loads(done.stdout)["audits"]) == set(made)
+    made["pipeline"] = audit.Findings(pd.DataFrame([{"what": "memory plan", "name": "weight"}], columns=list(audit.FAULT)), {"feature": 1}, (), (), "1 leak(s)")
+    done = ask("--quick")
+    assert done.exit_code == 1 and "1 leak(s)" in done.stdout and "lookahead is clean" in done.stdout
+
+
+def test_own_features_by_command(panel_of_ones_own, tmp_path, capfd):
+    """In a process of its own: what it prints, and what it changes, stays out of the answer; a process that ends early is told."""
+    noisy = notebook(tmp_path, IMPORTS + "\nprint('so much to say')\nimport mltrader.features\nmltrader.features.FEATURES = ()", GAP)
+    done = ask("--own", str(noisy), "--quick", "--json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == 0 and said["ok"] and said["audits"]["lookahead"]["checked"] == {"own feature": 1}
+    assert "so much to say" in capfd.readouterr().err and len(features.FEATURES) > 50
+    leaving = notebook(tmp_path, "import os\nos._exit(3)")
+    with pytest.raises(ConfigError, match=r"mine.ipynb ended its process \(code 3\)"):
+        audit.in_own_process(leaving, MARKET, RULES)
