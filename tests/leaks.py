@@ -506,3 +506,10 @@ LEAKS: tuple[Leak, ...] = (
     Leak("explained by today's model", "rows of the past are explained by the refit", explain, "all_sums", explained_by_the_refit, "refused", known("explain: (refused)")),
     *_of_columns(),
 )
+
+# traps that are no look-ahead: (the test of test_traps.py that plants it, who says no)
+NO_LOOKAHEAD: dict[str, tuple[str, str]] = {
+    "T7 accuracy below the majority": ("test_t7", "promotion: REJECT"), "T8 an empty regime as a pass": ("test_t8", "promotion and sectors: INSUFFICIENT"),
+    "T10 a fixed cut on dependent rows": ("test_t10", "drift: its null is made of blocks"), "T13 the gate run until it passes": ("test_t13", "promotion: the budget of a reign"),
+    "T14 two label maps": ("test_t14", "splits refuse two classes; promotion: REJECT"),
+}
