@@ -1,6 +1,6 @@
 """Does `mltrader audit` find every planted leak, and nothing where there is none?
 
-Each leak of tests/leaks.py is planted alone, by patching one production function, and the audit it should turn red is run from scratch; then random draws
+Each leak of tests/poison.py is planted alone, by patching one production function, and the audit it should turn red is run from scratch; then random draws
 of the real features, settings and markets are audited as they are. Prints a table, and the share of false alarms with an exact (Clopper-Pearson) interval.
 Bars: every leak is caught, named where it is; no false alarm.
 
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import leaks
+import poison
 
 from mltrader import audit, features
 from mltrader.config import Settings
 
-TESTS = Path(leaks.__file__).parent
+TESTS = Path(poison.__file__).parent
 CLEAN_DRAWS, QUICK_DRAWS = 100, 4
 
 
@@ -36,16 +36,16 @@ def exact_interval(k: int, n: int, level: float = 0.05) -> tuple[float, float]:
     return (float(beta.ppf(level / 2, k, n - k + 1)) if k else 0.0), (float(beta.ppf(1 - level / 2, k + 1, n - k)) if k < n else 1.0)
 
 
-def looked_for(leak: leaks.Leak) -> audit.Findings:
+def looked_for(leak: poison.Leak) -> audit.Findings:
     """The audit that should turn red, run while the leak is planted."""
     with leak.planted():
         if leak.check != "lookahead":
-            return audit.pipeline(leaks.long_market(), leaks.long_settings(), symbols=0, seed=3)
-        column = {leaks.OF_COLUMNS[leak.name][0]} if leak.name in leaks.OF_COLUMNS else set()
-        return audit.lookahead(leaks.MARKET, leaks.RULES, cuts=14, symbols=0, seed=3, names=sorted({*leaks.FEW, "curve_10y_3m", *column}))
+            return audit.pipeline(poison.long_market(), poison.long_settings(), symbols=0, seed=3)
+        column = {poison.OF_COLUMNS[leak.name][0]} if leak.name in poison.OF_COLUMNS else set()
+        return audit.lookahead(poison.MARKET, poison.RULES, cuts=14, symbols=0, seed=3, names=sorted({*poison.FEW, "curve_10y_3m", *column}))
 
 
-def planted(chosen: list[leaks.Leak]) -> list[dict[str, Any]]:
+def planted(chosen: list[poison.Leak]) -> list[dict[str, Any]]:
     """One row a leak."""
     rows = []
     for leak in chosen:
@@ -63,7 +63,7 @@ def guarded() -> list[dict[str, Any]]:
     import pytest
 
     rows = []
-    for name, (test, guard) in leaks.NO_LOOKAHEAD.items():
+    for name, (test, guard) in poison.NO_LOOKAHEAD.items():
         began = time.process_time()
         with contextlib.redirect_stdout(sys.stderr):
             code = pytest.main(["-c", str(TESTS / "pytest.ini"), "-n", "0", "-q", "-p", "no:cacheprovider", str(TESTS / "test_traps.py"), "-k", test])
@@ -73,8 +73,8 @@ def guarded() -> list[dict[str, Any]]:
 
 def clean_settings(seed: int, draw: np.random.Generator) -> tuple[dict, Settings, list[str]]:
     """A market, settings and features at random; nothing in them is wrong."""
-    frames = leaks.simulate(1000 + seed, n=360, whole=bool(seed % 2))
-    rules = leaks.short_settings(preset=("seed", "volatility")[seed // 2 % 2], horizon=int(draw.integers(5, 20)))
+    frames = poison.simulate(1000 + seed, n=360, whole=bool(seed % 2))
+    rules = poison.short_settings(preset=("seed", "volatility")[seed // 2 % 2], horizon=int(draw.integers(5, 20)))
     rules = audit.changed(rules, memory={"window_years": float(draw.uniform(0.4, 2.0)), "archive_share": float(draw.uniform(0, 0.5)), "mix": str(draw.choice(["fixed", "coverage", "likeness"]))})
     names = draw.choice([one.name for one in features.FEATURES], int(draw.integers(5, 40)), replace=False).tolist()
     return frames, rules, names
@@ -87,8 +87,8 @@ def clean(seed: int) -> list[str]:
     found = {"lookahead": audit.lookahead(frames, rules, cuts=4, symbols=0, seed=seed, names=names), "recursive": audit.recursive(frames, rules, starts=2, symbols=0, seed=seed, names=names)}
     if seed % 20 == 0:
         mode = ("off", "errors", "double_ensemble")[seed // 20 % 3]
-        settings = audit.changed(leaks.long_settings(mode=mode), labels={"preset": ("seed", "volatility")[seed // 20 % 2]}, meta={"blend": ("logistic", "nnls")[seed // 40 % 2]})
-        market = leaks.simulate(seed, n=870, start="2004-06-14", ends=(40, 20), whole=bool(seed // 20 % 2))
+        settings = audit.changed(poison.long_settings(mode=mode), labels={"preset": ("seed", "volatility")[seed // 20 % 2]}, meta={"blend": ("logistic", "nnls")[seed // 40 % 2]})
+        market = poison.simulate(seed, n=870, start="2004-06-14", ends=(40, 20), whole=bool(seed // 20 % 2))
         found["pipeline"] = audit.pipeline(market, settings, symbols=0, seed=seed)
     return [f"seed {seed}: {one.verdict}" for one in found.values() if not one.ok]
 
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     audit.MOST_CUTOFFS = 2
-    chosen = [leak for leak in leaks.LEAKS if leak.check == "lookahead"][::2] if args.quick else list(leaks.LEAKS)
+    chosen = [leak for leak in poison.LEAKS if leak.check == "lookahead"][::2] if args.quick else list(poison.LEAKS)
     rows, draws = planted(chosen), QUICK_DRAWS if args.quick else CLEAN_DRAWS
     rows += [] if args.quick else guarded()
     alarms = [said for seed in range(1, draws + 1) for said in clean(seed)]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from leaks import (
+from poison import (
     FEW,
     LEAKS,
     MARKET,

@@ -1,7 +1,7 @@
 """The fourteen traps of this trade, each set on purpose: what guards against it must say so, and the clean version must pass.
 
 A test builds the leaky input, or breaks the guard, and fails if nothing is said. Traps that are planted in a whole pipeline, by patching one production
-function, are in leaks.py, and test_audit.py sees each of them found: T1 to T6, T9, T11 and T12. Here is what else guards against them, and the traps
+function, are in poison.py, and test_audit.py sees each of them found: T1 to T6, T9, T11 and T12. Here is what else guards against them, and the traps
 that are no look-ahead: what the gate, drift and the labels' one definition say.
 """
 import ast
@@ -274,7 +274,7 @@ def test_t11_missing_values_do_not_name_the_symbol(bars):
     """Packaged panel: a model on the pattern of missing values alone is no better than the class shares, but would be if every feature were let in."""
     as_of, index = pd.Timestamp(bars.documents["summary"]["as_of"]), bars.frames["index"]
     panel = bars.frames["panel"]
-    panel = panel[(panel["session"] >= "2012") & (panel["session"] <= as_of)].reset_index(drop=True)
+    panel = panel[(panel["session"] >= "2005") & (panel["session"] <= as_of)].reset_index(drop=True)
     outcome = labels.triple_barrier(panel, Settings().labels)
     chosen = features.select(panel, index, Settings().features)[0]
     every = features.select(panel, index, Settings(features={"min_input_share": 1e-4}).features)[0]
@@ -282,7 +282,7 @@ def test_t11_missing_values_do_not_name_the_symbol(bars):
     table = features.compute(panel, index, [f for f in every if f.name in names["default"] + names["every"]])
     table = table[table.groupby("symbol").cumcount() >= max(f.warm_up for f in chosen)]
     rows = table.merge(outcome[[*KEYS, "label", "label_known_at"]], on=KEYS)
-    folds = splits.walk_forward(rows["session"], 2016, as_of)
+    folds = splits.walk_forward(rows["session"], 2010, as_of)
     known = [np.flatnonzero((rows["label_known_at"] <= f.cutoff) & (rows["session"] > f.cutoff - pd.Timedelta(days=1826))) for f in folds.itertuples()]
     plan = pd.concat([pd.DataFrame({"fold": fold, "row": row, "weight": np.float32(1)}) for fold, row in zip(folds["fold"], known, strict=True)])
 
