@@ -48,7 +48,7 @@ def poisoned():
     """One audit of features of which all of `OF_COLUMNS` leak, and `CLEAN` do not; benchmarks/leaks.py plants them one by one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "compute", with_columns(*OF_COLUMNS)(features.compute))
-        return audit.lookahead(MARKET, RULES, cuts=12, symbols=0, seed=3, names=[name for name, _ in OF_COLUMNS.values()] + list(CLEAN), only=["feature"])
+        return audit.lookahead(MARKET, RULES, cuts=9, symbols=0, seed=3, names=[name for name, _ in OF_COLUMNS.values()] + list(CLEAN), only=["feature"])
 
 
 @pytest.mark.parametrize("leak", OF_COLUMNS)
@@ -153,12 +153,12 @@ def test_the_audit_of_the_pipeline_tells_what_it_found(monkeypatch):
 
 # ---- no false alarms -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_clean_sets_raise_no_alarm(seed, monkeypatch):
     """Real features at random, real regimes and labels, on markets with late listings, failures, gaps and holes; benchmarks/leaks.py takes a hundred."""
     monkeypatch.setattr(audit, "MOST_CUTOFFS", 2)
     frames = simulate(100 + seed, n=360, whole=seed % 2 == 0)
-    rules = short_settings(preset=("seed", "volatility")[seed // 2 % 2])
+    rules = short_settings(preset=("seed", "volatility")[seed])
     names = np.random.default_rng(seed).choice([f.name for f in features.FEATURES], 25, replace=False).tolist()
     ahead = audit.lookahead(frames, rules, cuts=3, symbols=0, seed=seed, names=names)
     assert ahead.ok, ahead.faults.to_string()
@@ -188,7 +188,7 @@ def test_a_value_counted_from_the_start_is_named(monkeypatch):
         return table.assign(zscore_20=np.log(panel["adj_close"] / by_symbol(panel, "adj_close").transform("first")).astype("float32"))
 
     monkeypatch.setattr(features, "compute", compute)
-    assert audit.lookahead(MARKET, RULES, cuts=3, symbols=0, names=["zscore_20"]).ok  # the past is no leak
+    assert audit.lookahead(MARKET, RULES, cuts=3, symbols=0, names=["zscore_20"], only=["feature"]).ok  # the past is no leak
     found = audit.recursive(MARKET, RULES, starts=2, symbols=0, names=["zscore_20", "log_return_5"])
     assert names_of(found) == {("feature", "zscore_20")}
 
@@ -387,13 +387,15 @@ def test_everything_at_once(panel_of_ones_own, monkeypatch):
     assert done.exit_code == 1 and "1 leak(s)" in done.stdout and "lookahead is clean" in done.stdout
 
 
-def test_own_features_by_command(panel_of_ones_own, tmp_path, capfd):
+def test_own_features_by_command(panel_of_ones_own, tmp_path, monkeypatch, capfd):
     """In a process of its own: what it prints, and what it changes, stays out of the answer; a process that ends early is told."""
     noisy = notebook(tmp_path, IMPORTS + "\nprint('so much to say')\nimport mltrader.features\nmltrader.features.FEATURES = ()", GAP)
     done = ask("--own", str(noisy), "--quick", "--json")
     said = json.loads(done.stdout)
     assert done.exit_code == 0 and said["ok"] and said["audits"]["lookahead"]["checked"] == {"own feature": 1}
     assert "so much to say" in capfd.readouterr().err and len(features.FEATURES) > 50
-    leaving = notebook(tmp_path, "import os\nos._exit(3)")
+    (tmp_path / "leaving").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "leaving").chmod(0o755)
+    monkeypatch.setattr(audit.sys, "executable", str(tmp_path / "leaving"))
     with pytest.raises(ConfigError, match=r"mine.ipynb ended its process \(code 3\)"):
-        audit.in_own_process(leaving, MARKET, RULES)
+        audit.in_own_process(noisy, MARKET, RULES)
