@@ -1151,7 +1151,7 @@ def read_own(path: Path) -> Own:
     for name, text in code_cells(path):
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         try:
-            exec(compile(text, name, "exec"), space)  # noqa: S102 (the command is there to run it)
+            exec(compile(text, name, "exec"), space)  # what this command is for
         except Exception as error:
             raise ConfigError(_where(error, path.name)) from error
     chosen, function = space.get("FEATURES"), space.get("features")
