@@ -188,6 +188,8 @@ def commands() -> Iterator[tuple[str, Any]]:
     def walk(command: Any, words: str) -> Iterator[tuple[str, Any]]:
         for name, one in command.commands.items():
             if hasattr(one, "commands"):
+                if one.invoke_without_command:
+                    yield f"{words} {name}", one
                 yield from walk(one, f"{words} {name}")
             elif not one.hidden:
                 yield f"{words} {name}", one

@@ -4,22 +4,38 @@
 
 # %% auto #0
 __all__ = ['Array', 'Frames', 'KEYS', 'KINDS', 'PUBLISHED_LATER', 'HOLES', 'FAULT', 'AFTER', 'MOST_CUTOFFS', 'TOLERANCE',
-           'MEASURED', 'hide', 'Subject', 'differences', 'find_leaks', 'label_table', 'feature_table', 'regime_tables',
-           'training_sets', 'subjects', 'some_symbols', 'cut_points', 'Findings', 'lookahead', 'Recursion',
-           'relative_error', 'find_unsettled', 'regime_warm_up', 'feature_ages', 'regime_ages', 'recursions',
-           'start_points', 'recursive']
+           'MEASURED', 'STAGES', 'SMALL', 'BEFORE_TESTS', 'OF_TODAY', 'TIMES', 'SPOKEN', 'OUTCOMES', 'ROW_KEYS',
+           'YOUNG', 'YEARS', 'MOST_WARM_UP', 'hide', 'Subject', 'differences', 'find_leaks', 'label_table',
+           'feature_table', 'regime_tables', 'training_sets', 'subjects', 'some_symbols', 'cut_points', 'Findings',
+           'lookahead', 'Recursion', 'relative_error', 'find_unsettled', 'regime_warm_up', 'feature_ages',
+           'regime_ages', 'recursions', 'start_points', 'recursive', 'changed', 'rehearsal', 'another_future',
+           'told_at', 'World', 'step', 'histories', 'maturity', 'past_differences', 'day_differences', 'rehearsal_cuts',
+           'pipeline', 'worlds', 'first_difference', 'Own', 'code_cells', 'read_own', 'own_table', 'own_ages',
+           'audit_own', 'in_own_process', 'answer']
 
 # %% ../nbs/81_audit.ipynb #8db49f0d
+import json
+import linecache
+import re
+import subprocess
+import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from . import archive, features, labels, market, memory, regimes
+from . import archive, features, labels, market, memory, regimes, reports
 from .config import LabelSettings, RegimeSettings, Settings
-from .core import ConfigError, DataError, MltraderError, require_columns, to_session, usable_at
+from .core import PROBABILITIES, TASKS, ConfigError, DataError, MltraderError, TaskOutput, digest_json, require_columns, to_session, usable_at
+from .splits import check_features
+from .store import clean
 
 Array = np.ndarray
 Frames = Mapping[str, pd.DataFrame]
@@ -430,6 +446,11 @@ class Findings:
         """Whether nothing failed, and something was checked."""
         return self.faults.empty and bool(self.checked)
 
+    def document(self) -> dict[str, Any]:
+        """The same as a dictionary, ready for JSON but for NaN."""
+        return {"ok": self.ok, "verdict": self.verdict, "checked": self.checked, "unchecked": list(self.unchecked), "points": list(self.points),
+                "faults": self.faults.to_dict("records"), "measured": self.measured.to_dict("records")}
+
 
 def _verdict(faults: pd.DataFrame, checked: Mapping[str, int], unchecked: Sequence[str], failed: str, passed: str) -> str:
     """One line: what failed, or what was checked."""
@@ -464,7 +485,7 @@ MOST_CUTOFFS = 8  # training sets cost more than all else, so they have fewer cu
 
 
 def lookahead(frames: Frames, settings: Settings, cuts: int = 60, symbols: int = 8, seed: int | None = None,
-              names: Sequence[str] = (), say: Callable[[str], None] = lambda text: None) -> Findings:
+              names: Sequence[str] = (), say: Callable[[str], None] = lambda text: None, only: Sequence[str] = ()) -> Findings:
     """Does any feature, regime, label or training set know the future?
 
     Parameters
@@ -483,6 +504,8 @@ def lookahead(frames: Frames, settings: Settings, cuts: int = 60, symbols: int =
         Features; empty: all there are, whether the settings use them or not.
     say : callable
         Is told of the progress.
+    only : sequence of str
+        Kinds of things, as the table above names them; empty: all.
 
     Returns
     -------
@@ -500,7 +523,10 @@ def lookahead(frames: Frames, settings: Settings, cuts: int = 60, symbols: int =
     usable = points[points >= points[0] + pd.Timedelta(days=365)]
     cutoffs = usable[:: max(1, -(-len(usable) // MOST_CUTOFFS))]
     faults, checked, unchecked = [], {}, []
-    for subject in subjects(given, settings, chosen, cutoffs):
+    asked = [subject for subject in subjects(given, settings, chosen, cutoffs) if not only or subject.what in only]
+    if unknown := set(only) - {subject.what for subject in asked}:
+        raise ConfigError(f"`only` names {sorted(unknown)}, which are not audited; see the table of what is.")
+    for subject in asked:
         own = cutoffs if subject.known_at == "cutoff" else points
         say(f"look-ahead: {subject.what}, {len(own)} cuts")
         table = _result(subject, given)
@@ -707,7 +733,11 @@ def recursive(frames: Frames, settings: Settings, starts: int = 6, symbols: int 
     for subject in recursions(given, settings, chosen):
         say(f"warm-up: {subject.what}, {len(points)} starts")
         parts.append(find_unsettled(subject, given, points))
-    measured = pd.concat(parts, ignore_index=True)
+    return _settled(pd.concat(parts, ignore_index=True), points)
+
+
+def _settled(measured: pd.DataFrame, points: pd.DatetimeIndex) -> Findings:
+    """What `find_unsettled` measured, with a verdict."""
     there = measured[measured["compared"] > 0]
     checked = there.groupby("what", sort=False).size().to_dict()
     unchecked = [f"{what} {name}" for what, name in measured.loc[measured["compared"] == 0, ["what", "name"]].to_numpy()]
@@ -715,3 +745,575 @@ def recursive(frames: Frames, settings: Settings, starts: int = 6, symbols: int 
     passed = f"Warm-up is long enough at {len(points)} starts from {points[0].date()} to {points[-1].date()}, to {TOLERANCE:g}"
     verdict = _verdict(faults, checked, unchecked, f"need(s) more bars than declared, at {len(points)} starts", passed)
     return Findings(faults, checked, tuple(unchecked), tuple(str(p.date()) for p in points), verdict, measured)
+
+# %% ../nbs/81_audit.ipynb #7af167e7
+STAGES: tuple[str, ...] = TASKS[:-1]  # up to the gate; the summary only repeats
+SMALL: dict[str, dict[str, Any]] = {  # a leak does not depend on the size of a forest
+    "forest": {"n_estimators": 6, "min_samples_leaf": 10}, "boosting": {"rounds": 6, "early_stopping": 0}, "splits": {"bootstrap": 200, "min_train_rows": 50},
+    "drift": {"permutations": 20}, "explain": {"bootstrap": 20, "interaction_rows": 2, "every": 1}, "meta": {"min_folds": 1, "path_groups": 4},
+    "backtest": {"variant_shares": (0.3,), "variant_holdings": (1.0,), "pbo_blocks": 4}, "training": {"min_samples_for_training": 50},
+    "run": {"threads": 1, "as_of": None}}
+BEFORE_TESTS = 100  # sessions of samples before the first year that is predicted
+
+
+def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """`settings` with other values in some sections; they are not validated again."""
+    return settings.model_copy(update={name: getattr(settings, name).model_copy(update=dict(values)) for name, values in sections.items()})
+
+
+def rehearsal(frames: Frames, settings: Settings) -> tuple[dict[str, pd.DataFrame], Settings]:
+    """Frames and settings for runs that are small, and that make the same choices on part of the panel as on all of it.
+
+    Which features take part and how labels touch is decided once a run from which columns a panel has; here it is decided by the
+    whole panel. Treasury rates stay away: what is public of them at a close is audited by `lookahead`.
+    """
+    chosen, _ = features.select(frames["panel"], frames["index"], settings.features)
+    chosen = [feature for feature in chosen if not any(name.startswith("rate_") for name in feature.inputs)]
+    unused, _, labelled = _label_inputs(frames["panel"], settings.labels)
+    sessions = pd.DatetimeIndex(np.unique(frames["panel"]["session"]))
+    ready = sessions[min(max(feature.warm_up for feature in chosen) + BEFORE_TESTS, len(sessions) - 1)]
+    rules = changed(settings, **SMALL)
+    rules = changed(rules, features={"groups": (), "exclude": (), "names": tuple(feature.name for feature in chosen)}, labels=labelled.model_dump(),
+                    splits={"first_test_year": max(ready.year + 1, settings.splits.first_test_year)}, universe={"symbols": (), "sectors": (), "exclude": (), "members_of": ""})
+    index = frames["index"][[name for name in ("session", "index_close", "vix_close") if name in frames["index"]]]
+    return {"panel": frames["panel"].assign(**dict.fromkeys(unused, np.nan)), "index": index, "sectors": frames["sectors"]}, rules
+
+
+def another_future(frames: Frames, cut: Any, draw: np.random.Generator) -> dict[str, pd.DataFrame]:
+    """`frames` with every bar after `cut` times a number of its own: highs stay above lows, so that the market task takes it."""
+    out = dict(frames)
+    for name, frame in frames.items():
+        if "session" in frame:
+            factor = np.where(_not_yet_public(frame, to_session(cut)), np.exp(draw.normal(size=len(frame))), 1.0)
+            out[name] = frame.assign(**{column: frame[column] * factor for column in frame.select_dtypes("floating")})
+    return out
+
+
+def told_at(settings: Settings, cut: pd.Timestamp) -> Settings:
+    """`settings` without the named events that were not over at `cut`: their dates would be hindsight."""
+    return changed(settings, events={name: tuple(event for event in getattr(settings.events, name) if to_session(event.end) <= cut) for name in ("canonical", "extra")})
+
+# %% ../nbs/81_audit.ipynb #599ecdce
+@dataclass(frozen=True)
+class World:
+    """A run in progress.
+
+    Attributes
+    ----------
+    frames : mapping of str to DataFrame
+        `panel index sectors`: what there is to know in it.
+    settings : Settings
+    as_of : session
+        Of the run.
+    late : bool
+        Whether the market task lets bars after `as_of` through, which the tasks must not look at then.
+    cache : dict
+        The fold cache.
+    made : dict of str to TaskOutput
+        What its tasks have left so far.
+    """
+
+    frames: Frames
+    settings: Settings
+    as_of: pd.Timestamp
+    late: bool = False
+    cache: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, TaskOutput] = field(default_factory=dict)
+
+
+def _as_files(frames: Frames, folder: Path, settings: Settings) -> Settings:
+    """Write the frames as a user's files, and the settings that read them."""
+    paths = {name: str(folder / f"{name}.csv") for name in ("index", "vix", "sectors")}
+    frames["panel"].drop(columns="available_at", errors="ignore").rename(columns={"session": "date"}).to_parquet(folder / "bars.parquet", index=False)
+    given = {"provider": "parquet", "path": str(folder / "bars.parquet"), "rates_path": None, "vix_path": None, "calendar": "", "fred": False,
+             "index_path": paths["index"], "sectors_path": paths["sectors"]}
+    for name in ("index", "vix"):
+        column = f"{name}_close"
+        known = frames["index"].loc[frames["index"][column].notna(), ["session", column]] if column in frames["index"] else ()
+        given[f"{name}_path"] = paths[name] if len(known) else None
+        if len(known):
+            known.set_axis(["date", "close"], axis=1).to_csv(paths[name], index=False)
+    frames["sectors"].to_csv(paths["sectors"], index=False)
+    return changed(settings, market=given)
+
+
+def _as_stored(output: TaskOutput) -> dict[str, Any]:
+    """What a task gets of another: documents have been JSON on the way."""
+    return output.frames | {name: json.loads(json.dumps(clean(document))) for name, document in output.documents.items()} | output.models
+
+
+def step(world: World, task: str) -> TaskOutput:
+    """Run the next task of a world; there is no champion in it, and this is the first trial."""
+    given: dict[str, Any] = {name: _as_stored(world.made[name]) for name in reports.PIPELINE[task].upstream}
+    nobody = {"record": None, "evaluation": None, "without_event": None, "explanation": None, "drift_reference": None}
+    given |= {"state": reports.decisions_before(task, None, world.as_of), "fold_cache": world.cache, "champion": nobody, "ledger": {"trials": 1, "look": 1, "spent": 0.0}}
+    run = import_module(f"mltrader.{reports.PIPELINE[task].module}").run
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # small models on odd futures: classes that never come, correlations of constants
+        if task == "market":
+            with TemporaryDirectory() as folder:
+                settings = _as_files(world.frames, Path(folder), world.settings)
+                world.made[task] = run(given, reports.TaskSettings(settings, task), world.frames["panel"]["session"].max() if world.late else world.as_of)
+        else:
+            world.made[task] = run(given, reports.TaskSettings(world.settings, task), world.as_of)
+    return world.made[task]
+
+# %% ../nbs/81_audit.ipynb #4156c0da
+OF_TODAY: dict[str, str] = {  # frames of the session `as_of` alone, and why they have no past
+    "market faults": "remarks on all of the file", "labels paths": "a few trades, to be drawn", "features latest": "the last sessions, to predict from", "regimes latest": "the last sessions, to predict from", "memory training_set": "of the refit", "meta predictions": "of the last session",
+    "meta errors": "the dearest so far", "drift trace": "against the reference of the day", "explain latest": "of the last session", "explain history": "names the version of the day",
+    "promotion without_event": "a diagnostic: today's recipe refitted without each crisis, which by design learns from what came after it",
+}
+TIMES: tuple[str, ...] = ("fold", "cutoff", "session", "signal_session")
+SPOKEN: tuple[str, ...] = ("forest out_of_fold", "boosting out_of_fold", "meta evaluation", "backtest equity")  # known at their session, but for the outcomes beside them
+OUTCOMES: tuple[str, ...] = ("label", "label_end", "label_known_at", "return_pct", "forward_log_return")
+ROW_KEYS: tuple[str, ...] = (*TIMES, "symbol", "event", "component")
+
+
+def _known_from(task: str, frame: pd.DataFrame, due: pd.Series, folds: pd.DataFrame | None) -> pd.Series:
+    """The session at whose close each row of a task's frame is known; NaT: not within the data."""
+    if "label_known_at" in frame:
+        known = frame["label_known_at"]
+        return known.where(known >= frame["known_from"], frame["known_from"]) if "known_from" in frame else known
+    if STAGES.index(task) < STAGES.index("labels") or task == "events":
+        return frame["session"]
+    if task == "memory" and "fold" in frame and "cutoff" not in frame:
+        return frame["fold"].map(folds.set_index("fold")["cutoff"])
+    if "fold" not in frame and "cutoff" in frame:  # made when the fold has rows to predict; the refit is none
+        return frame["cutoff"].map(folds.set_index("cutoff")["test_start"]).map(due)
+    time = next((name for name in ("session", "signal_session") if name in frame), None)
+    day = frame[time] if time else frame["fold"].map(folds.set_index("fold")["test_end"])
+    return day.map(due)
+
+
+def histories(world: World, task: str, due: pd.Series, spoken: bool = False) -> dict[str, pd.DataFrame]:
+    """Every frame of a task that has a past, by name; its rows with their keys, and `known`.
+
+    Parameters
+    ----------
+    world : World
+        In which the task has run.
+    due : Series of session, by session
+        When the last label of that session or of an earlier one is known.
+    spoken : bool
+        Take the frames `SPOKEN` as known at their session, without the outcomes.
+    """
+    found, remembered = {}, world.made["memory"].frames if "memory" in world.made else {}
+    for name, frame in world.made[task].frames.items():
+        if (what := f"{task} {name}") in OF_TODAY or not set(TIMES) & set(frame):
+            continue
+        frame = frame[frame["fold"] != memory.REFIT] if "fold" in frame else frame
+        if "row" in frame:
+            own = remembered["samples"][KEYS].iloc[frame["row"].to_numpy()].reset_index(drop=True)
+            frame = pd.concat([own, frame.drop(columns=["row", *KEYS], errors="ignore").reset_index(drop=True)], axis=1)
+        now, keys = spoken and what in SPOKEN, [key for key in ROW_KEYS if key in frame]
+        frame = frame.drop(columns=list(OUTCOMES), errors="ignore") if now else frame
+        known = frame["session"] if now else _known_from(task, frame, due, remembered.get("folds"))
+        frame = frame.copy().assign(nth=frame.groupby(keys, dropna=False).cumcount().to_numpy(), known=known.to_numpy())
+        found[what] = frame.sort_values([*keys, "nth"], ignore_index=True)
+    return found
+
+
+def maturity(world: World) -> pd.Series:
+    """When the last label of each session, or of an earlier one, is known; NaT for sessions after the last label. Empty before there are labels."""
+    if "labels" not in world.made:
+        return pd.Series(dtype="datetime64[us]")
+    labelled = world.made["labels"].frames["labels"].groupby("session")["label_known_at"].max().cummax()
+    calendar = pd.DatetimeIndex(world.made["market"].frames["index"]["session"])
+    return labelled.reindex(calendar).bfill()
+
+# %% ../nbs/81_audit.ipynb #2e0191ac
+def past_differences(first: World, second: World, task: str, cut: pd.Timestamp, due: pd.Series, spoken: bool = False) -> Iterator[dict[str, Any]]:
+    """What a task says differently in two worlds of rows that were known at `cut`: faults as of `differences`, with `what`."""
+    ours, theirs = (histories(world, task, due, spoken) for world in (first, second))
+    for what in ours:
+        keys = tuple(key for key in (*ROW_KEYS, "nth") if key in ours[what])
+        for fault in differences(Subject(what, dict, keys, "known"), ours[what], theirs.get(what, ours[what].iloc[:0]), cut):
+            yield {"what": what, **fault}
+
+
+def _said_by(output: TaskOutput) -> dict[str, Any]:
+    """Everything that a task leaves, by name: columns of frames, digests of documents and models."""
+    found: dict[str, Any] = {f"{name}.{column}": frame[column].reset_index(drop=True) for name, frame in output.frames.items() for column in frame}
+    found |= {name: digest_json(clean(document)) for name, document in output.documents.items()}
+    return found | {name: model.content_digest() for name, model in output.models.items()}
+
+
+def day_differences(late: World, short: World, task: str) -> Iterator[dict[str, Any]]:
+    """What a task of a run as of the cut leaves differently if later bars are within its reach."""
+    ours, theirs = _said_by(late.made[task]), _said_by(short.made[task])
+    for name in dict.fromkeys([*ours, *theirs]):
+        a, b = ours.get(name), theirs.get(name)
+        if not (a.equals(b) if isinstance(a, pd.Series) and isinstance(b, pd.Series) else isinstance(a, str) and a == b):
+            yield {"what": task, "name": name, "value": "with later bars in reach", "value_without_future": "otherwise", "difference": np.nan}
+
+
+def _measured_against(full: World, other: World, cut: pd.Timestamp) -> Iterator[dict[str, Any]]:
+    """What drift is measured against, if all of it should lie before `cut`: it ends where the longest window begins."""
+    sessions = full.made["market"].frames["index"]["session"]
+    if cut >= sessions.iloc[-1 - max(full.settings.drift.windows)]:
+        ours, theirs = (world.made["drift"].frames["reference"].assign(known=cut) for world in (full, other))
+        yield from ({"what": "drift reference", **fault} for fault in differences(Subject("drift reference", dict, ("part", "name", "window", "place"), "known"), ours, theirs, cut))
+
+
+def _unmoved(full: World, other: World, task: str, cut: pd.Timestamp) -> Iterator[dict[str, Any]]:
+    """Predictions of a base model for sessions after `cut` that are the same, although all that came after it is not."""
+    sessions = full.made["memory"].frames["samples"]["session"]
+    a, b = (world.made[task].frames["out_of_fold"] for world in (full, other))
+    a, b = (frame.loc[(sessions.iloc[frame["row"]] > cut).to_numpy(), list(PROBABILITIES)].to_numpy() for frame in (a, b))
+    if len(a) and np.array_equal(a, b):
+        yield {"what": f"{task} out_of_fold", "name": "(unmoved)", "value": "the same", "value_without_future": "with another future", "difference": 0.0}
+
+# %% ../nbs/81_audit.ipynb #353c1e94
+YOUNG = 5  # sessions after a cut-off at which the labels of its last rows are open
+
+
+def rehearsal_cuts(frames: Frames, settings: Settings, count: int, seed: int) -> pd.DatetimeIndex:
+    """The end of drift's reference, a few sessions after the last turn of a year before it, and `count` sessions drawn between the first prediction and that.
+
+    Raises
+    ------
+    DataError
+        If no two years are predicted before the last cut.
+    """
+    sessions = pd.DatetimeIndex(np.unique(frames["panel"]["session"]))
+    end = len(sessions) - 1 - max(settings.drift.windows)
+    years = sessions.year.to_numpy()
+    turns = np.flatnonzero(years[1:] != years[:-1])
+    turns = turns[turns + YOUNG <= end]
+    first = np.flatnonzero(years >= settings.splits.first_test_year)
+    if end < 0 or not len(turns) or not len(first) or years[turns[-1] + YOUNG] < settings.splits.first_test_year + 2:
+        raise DataError(f"The panel ends in {years[-1]} and its first year that can be predicted is {settings.splits.first_test_year}: the audit of the pipeline needs two whole years of predictions before its "
+                        "last window; bring more history, or features that need less.")
+    drawn = np.random.default_rng(seed).choice(np.arange(first[0] + 60, end), min(count, max(end - first[0] - 60, 0)), replace=False) if count else []
+    return sessions[np.union1d([end, turns[-1] + YOUNG], drawn).astype(int)][::-1]
+
+# %% ../nbs/81_audit.ipynb #c5a671e2
+YEARS = 9.0  # of the end of history that a rehearsal takes, if nothing else is asked for
+
+
+def pipeline(frames: Frames, settings: Settings, cuts: int = 0, symbols: int = 6, seed: int | None = None, years: float = YEARS,
+             say: Callable[[str], None] = lambda text: None) -> Findings:
+    """Does any task, from the bars to the verdict of the gate, know the future?
+
+    It ends with the first cut and the first comparison in which something differs: what else would differ is made of it.
+
+    Parameters
+    ----------
+    frames, settings, symbols, seed, say
+        As for `lookahead`.
+    cuts : int
+        Sessions at which the future is hidden, besides the two that tell most.
+    years : float
+        How much of the end of history takes part.
+
+    Returns
+    -------
+    Findings
+        `faults`: `what` is the task with its frame, `name` the column; `(refused)` with the words of a task that did not take the run.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If a parameter is out of range, or history too short.
+    """
+    if cuts < 0 or years <= 0:
+        raise ConfigError(f"`cuts`={cuts} must be at least 0, and `years`={years} above 0.")
+    seed = settings.run.seed if seed is None else seed
+    last = frames["panel"]["session"].max() if len(frames.get("panel", ())) else pd.NaT
+    begin = last - pd.Timedelta(days=365.25 * years)
+    recent = {name: frame[frame["session"] >= begin].reset_index(drop=True) if "session" in frame else frame for name, frame in frames.items()}
+    given, _ = _audited(recent, symbols, seed, ())
+    given, rules = rehearsal(given, settings)
+    points, full, checked = rehearsal_cuts(given, rules, cuts, seed), World(given, rules, last), {}
+    for number, cut in enumerate(points):
+        say(f"pipeline: {len(STAGES)} tasks as of {last.date()}, cut at {cut.date()}")
+        found, compared = first_difference(worlds(full, cut, seed + number), cut)
+        checked |= compared
+        if found:
+            break
+    table, dates = pd.DataFrame(found, columns=list(FAULT)), tuple(str(point.date()) for point in points[: number + 1])
+    passed = f"No leak in {len(STAGES)} tasks at the cuts {', '.join(dates)}: truncated, with another future, with later bars in reach"
+    return Findings(table, checked, (), dates, _verdict(table, checked, (), f"leak(s) in the pipeline, as of {last.date()} and cut at {dates[-1]}", passed))
+
+
+def worlds(full: World, cut: pd.Timestamp, seed: int) -> dict[str, World]:
+    """`full` with what it is compared with at a cut: the run of that day, the same with later bars in reach, and another future."""
+    draw, told = np.random.default_rng(seed), told_at(full.settings, cut)
+    short = World(hide(full.frames, cut, "truncate", draw), told, cut)
+    return {"full": full, "short": short, "late": World(full.frames, told, cut, late=True, cache=short.cache),
+            "other": World(another_future(full.frames, cut, draw), full.settings, full.as_of, cache=full.cache)}
+
+
+def _comparisons(side_by_side: Mapping[str, World], task: str, cut: pd.Timestamp) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    """Run a task in one world after the other, and compare after each."""
+    full, short, late, other = (side_by_side[name] for name in ("full", "short", "late", "other"))
+    for world in (full, short):
+        _made(world, task)
+    due = maturity(full)
+    yield "truncate", past_differences(full, short, task, cut, due)
+    _made(late, task)
+    if task != "market":  # it is where the later bars come from
+        yield "as of", day_differences(late, short, task)
+    _made(other, task)
+    yield "noise", past_differences(full, other, task, cut, due, spoken=True)
+    if task == "drift":
+        yield "noise", _measured_against(full, other, cut)
+    if task in ("forest", "boosting"):
+        yield "noise", _unmoved(full, other, task, cut)
+
+
+def _made(world: World, task: str) -> None:
+    """Run a task of a world, if it has not been run."""
+    if task not in world.made:
+        step(world, task)
+
+
+def first_difference(side_by_side: Mapping[str, World], cut: pd.Timestamp) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Run worlds task by task, up to the first task that differs or refuses; returns its faults, and how many columns of what were compared."""
+    compared: dict[str, int] = {}
+    for task in STAGES:
+        try:
+            for kind, faults in _comparisons(side_by_side, task, cut):
+                if found := [{**fault, "kinds": kind, "cuts": 1, "cut": _plain(cut)} for fault in faults]:
+                    return found, compared | {task: len(found)}
+        except MltraderError as error:
+            return [{"what": task, "name": "(refused)", "cuts": 1, "cut": _plain(cut), "value": str(error)}], compared | {task: 1}
+        compared |= {what: len(frame.columns) - 2 for what, frame in histories(side_by_side["full"], task, maturity(side_by_side["full"])).items()}
+    return [], compared
+
+# %% ../nbs/81_audit.ipynb #7f81f774
+MOST_WARM_UP = 600  # bars: what an undeclared look-back may be, and a declared one in 11_features
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a user's notebook defines.
+
+    Attributes
+    ----------
+    notebook : str
+        Its file name.
+    chosen : tuple of Feature
+        From `FEATURES`.
+    function : callable or None
+        `features`.
+    warm_up : int, dict of str to int, or None
+        `WARM_UP`; None if there is none.
+    """
+
+    notebook: str
+    chosen: tuple[features.Feature, ...]
+    function: Callable[[pd.DataFrame, pd.DataFrame], Any] | None
+    warm_up: int | dict[str, int] | None
+
+
+def _where(error: BaseException, notebook: str) -> str:
+    """An error of a user's code in one line, with the cell and the line."""
+    place = notebook
+    if isinstance(error, SyntaxError) and str(error.filename).startswith(notebook):
+        place = f"{error.filename}, line {error.lineno}"
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename.startswith(f"{notebook}, cell "):
+            place = f"{frame.filename}, line {frame.lineno} (`{frame.line}`)"
+    return f"{place}: {type(error).__name__}: {error}"
+
+
+def code_cells(path: Path) -> list[tuple[str, str]]:
+    """Name and text of the cells of a notebook that are run: those marked for export, or else all; without magics and shell lines.
+
+    Raises
+    ------
+    ConfigError
+        If the file is no notebook.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        cells = ["".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "code"]
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {path}.") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is no notebook (.ipynb): it cannot be read as one.") from None
+    marked = [bool(re.match(r"#\|\s*exporti?\b", text)) for text in cells]
+    return [(f"{path.name}, cell {number}", re.sub(r"^\s*[%!].*$", "pass", text, flags=re.M)) for number, (text, wanted) in enumerate(zip(cells, marked, strict=True), 1)
+            if (wanted or not any(marked)) and not re.match(r"#\|\s*eval:\s*false", text) and not text.startswith("%%")]
+
+
+def read_own(path: Path) -> Own:
+    """Run a user's notebook, here and now, and take what it defines.
+
+    Raises
+    ------
+    ConfigError
+        If a cell fails, or the notebook does not keep the contract; the message names the cell.
+    """
+    space: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    for name, text in code_cells(path):
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        try:
+            exec(compile(text, name, "exec"), space)  # what this command is for
+        except Exception as error:
+            raise ConfigError(_where(error, path.name)) from error
+    chosen, function = space.get("FEATURES"), space.get("features")
+    listed = isinstance(chosen, (list, tuple)) and len(chosen) > 0 and all(isinstance(one, features.Feature) for one in chosen)
+    function = function if callable(function) else None  # `from mltrader import features` is a module
+    if not listed and (function is None or chosen is not None):
+        what = "its FEATURES is no list of mltrader.features.Feature" if chosen is not None else "neither FEATURES nor a function features(panel, index) is defined in the cells that are run"
+        raise ConfigError(f"{path.name}: {what}. Define `FEATURES = [Feature(...), ...]`, or `def features(panel, index)` that returns a DataFrame; docs/how-to/audit-own-features.md has an example of both.")
+    warm_up = space.get("WARM_UP")
+    sizes = list(warm_up.values()) if isinstance(warm_up, dict) else [] if warm_up is None else [warm_up]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in sizes):
+        raise ConfigError(f"{path.name}: WARM_UP={warm_up!r} must be a number of bars, or a dict of them by column.")
+    names = [one.name for one in chosen] if listed else []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path.name}: FEATURES names {twice} twice.")
+    return Own(path.name, tuple(chosen) if listed else (), function, warm_up)
+
+# %% ../nbs/81_audit.ipynb #217b37d9
+def own_table(own: Own, frames: Frames, settings: Settings) -> pd.DataFrame:
+    """Values of a user's features on the frames: `session symbol`, then a column a feature, one row a panel row.
+
+    Raises
+    ------
+    DataError
+        If the function fails, or returns anything but numbers for the panel's rows.
+    """
+    panel = frames["panel"]
+    table = feature_table(frames, settings, own.chosen) if own.chosen else panel[KEYS]
+    if own.function is None:
+        return table
+    try:
+        made = own.function(panel.copy(), frames["index"].copy())
+    except Exception as error:  # whatever a user's code may raise
+        raise DataError(f"{own.notebook}: features() fails on {len(panel)} rows from {panel['session'].min().date()} to {panel['session'].max().date()}: {_where(error, own.notebook)}") from error
+    if not isinstance(made, pd.DataFrame):
+        raise DataError(f"{own.notebook}: features() returns a {type(made).__name__}, not a DataFrame.")
+    if set(KEYS) <= set(made):
+        if made.duplicated(KEYS).any():
+            row = made[made.duplicated(KEYS)].iloc[0]
+            raise DataError(f"{own.notebook}: features() returns {row['symbol']} on {row['session']} twice.")
+        made = panel[KEYS].merge(made.assign(session=pd.to_datetime(made["session"]).astype(panel["session"].dtype)), how="left", on=KEYS).drop(columns=KEYS)
+    elif not made.index.equals(panel.index):
+        raise DataError(f"{own.notebook}: features() returns {len(made)} rows for {len(panel)} of the panel, and neither its index nor the columns `session` and `symbol` to tell them by.")
+    if not len(made.columns) or set(made) & {*table.columns, "known"}:
+        raise DataError(f"{own.notebook}: features() returns the columns {list(map(str, made.columns))}; it needs at least one, and none that is taken (session, symbol, known, or a name in FEATURES).")
+    odd = [str(name) for name, kind in made.dtypes.items() if kind.kind not in "fiub"]
+    if odd:
+        raise DataError(f"{own.notebook}: the columns {odd} of features() are no numbers.")
+    return table.join(made.astype("float64").reset_index(drop=True))
+
+
+def own_ages(own: Own, names: Sequence[str], short: Frames, listed: pd.Series) -> dict[str, Array]:
+    """Bars before each panel row, by feature: of its inputs where they are declared; else of the youngest symbol of the session."""
+    ages, panel = feature_ages(short, listed, own.chosen), short["panel"]
+    whole = (panel["symbol"].map(listed) >= panel["session"].iloc[0]).to_numpy()
+    at = pd.Index(np.unique(panel["session"])).get_indexer(panel["session"])
+    youngest = pd.Series(np.where(whole, at, _own_bars(panel))).groupby(panel["session"]).transform("min").to_numpy()
+    return {name: ages.get(name, np.minimum(youngest, at)) for name in names}
+
+
+def _names_the_symbol(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Features by which a model would know whom it judges, as faults."""
+    rows = []
+    for name in names:
+        try:
+            check_features(table, [name])
+        except DataError as error:
+            rows.append({"what": "own feature", "name": name, "kinds": "symbol", "cuts": 0, "value": str(error)})
+    return pd.DataFrame(rows, columns=list(FAULT))
+
+
+def audit_own(own: Own, frames: Frames, settings: Settings, cuts: int = 60, starts: int = 6, symbols: int = 8, seed: int | None = None,
+              say: Callable[[str], None] = lambda text: None) -> dict[str, Findings]:
+    """Both audits of a user's features: `lookahead` and `recursive`; parameters as there.
+
+    Raises
+    ------
+    DataError
+        If the features do not keep the contract, or give other values when they are asked again.
+    """
+    seed = settings.run.seed if seed is None else seed
+    given, _ = _audited(frames, symbols, seed, ())
+    table = own_table(own, given, settings)
+    names = [name for name in table if name not in KEYS]
+    if not table.equals(own_table(own, given, settings)):
+        raise DataError(f"{own.notebook}: asked again on the same data, features() gives other values: fix the seed of its randomness.")
+    there = [name for name in names if table[name].notna().any()]
+    unchecked = tuple(f"own feature {name}" for name in names if name not in there)
+    checked = {"own feature": len(there)} if there else {}
+
+    def compute(some: Frames) -> pd.DataFrame:
+        return own_table(own, some, settings)
+
+    points = cut_points(given, cuts, seed)
+    say(f"look-ahead: {len(names)} features of {own.notebook}, {len(points)} cuts")
+    parts = [find_leaks(Subject("own feature", compute), given, points, seed), _names_the_symbol(table, there)]
+    leaks = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    begins = start_points(given["panel"], starts, seed)
+    say(f"warm-up: {len(names)} features of {own.notebook}, {len(begins)} starts")
+    declared = {one.name: one.warm_up for one in own.chosen}
+    most = min(MOST_WARM_UP, given["panel"]["session"].nunique() // 3)
+    asked = own.warm_up if isinstance(own.warm_up, dict) else dict.fromkeys(names, most if own.warm_up is None else own.warm_up)
+    subject = Recursion("own feature", compute, lambda short, listed: own_ages(own, names, short, listed),
+                        {name: declared.get(name, asked.get(name, most)) for name in names})
+    passed = f"No leak at {len(points)} cuts from {points[0].date()} to {points[-1].date()}, truncated and corrupted"
+    ahead = Findings(leaks, checked, unchecked, tuple(str(p.date()) for p in points), _verdict(leaks, checked, unchecked, f"leak(s) at {len(points)} cuts", passed))
+    return {"lookahead": ahead, "recursive": _settled(find_unsettled(subject, given, begins), begins)}
+
+# %% ../nbs/81_audit.ipynb #21c0d26e
+def in_own_process(notebook: Path, frames: Frames, settings: Settings, seconds: float = 1800.0, **options: Any) -> dict[str, dict[str, Any]]:
+    """Run and audit a user's notebook in another process; what it prints goes to stderr.
+
+    Parameters
+    ----------
+    notebook : Path
+    frames, settings
+        As for `lookahead`.
+    seconds : float
+        After which it is stopped.
+    **options
+        `cuts starts symbols seed` of `audit_own`.
+
+    Returns
+    -------
+    dict
+        `Findings.document()` of `lookahead` and `recursive`.
+
+    Raises
+    ------
+    ConfigError
+        If the notebook fails, does not keep the contract, takes too long, or ends its process.
+    """
+    notebook = notebook.expanduser().resolve()
+    code_cells(notebook)  # refuse what is no notebook before anything is started
+    with TemporaryDirectory() as folder:
+        for name in ("panel", "index", "sectors"):
+            frames[name].to_parquet(Path(folder) / f"{name}.parquet", index=False)
+        ask = {"notebook": str(notebook), "settings": settings.model_dump(mode="json"), "options": options}
+        (Path(folder) / "ask.json").write_text(json.dumps(ask), encoding="utf-8")
+        command = [sys.executable, "-c", "import sys; from mltrader.audit import answer; answer(sys.argv[1])", folder]
+        try:
+            code = subprocess.run(command, cwd=notebook.parent, stdout=2, stdin=subprocess.DEVNULL, timeout=seconds, check=False).returncode
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"{notebook.name} was not done after {seconds:g} s, and was stopped: audit fewer cuts or symbols, or make it faster.") from None
+        if not (said := Path(folder) / "answer.json").is_file():
+            raise ConfigError(f"{notebook.name} ended its process (code {code}) before the audit was done: it must not exit, nor use up the memory.")
+        found = json.loads(said.read_text(encoding="utf-8"))
+    if "error" in found:
+        raise ConfigError(found["error"])
+    return found
+
+
+def answer(folder: str) -> None:
+    """What the other process does: read the question, audit, leave the answer."""
+    place = Path(folder)
+    ask = json.loads((place / "ask.json").read_text(encoding="utf-8"))
+    frames = {name: pd.read_parquet(place / f"{name}.parquet") for name in ("panel", "index", "sectors")}
+    sys.path.insert(0, str(Path(ask["notebook"]).parent))  # what lies beside the notebook can be imported, as in Jupyter
+    try:
+        found = audit_own(read_own(Path(ask["notebook"])), frames, Settings(**ask["settings"]), **ask["options"], say=lambda text: print(text, file=sys.stderr, flush=True))
+        said = {name: one.document() for name, one in found.items()}
+    except MltraderError as error:
+        said = {"error": str(error)}
+    (place / "answer.part").write_text(json.dumps(clean(said)), encoding="utf-8")
+    (place / "answer.part").rename(place / "answer.json")

@@ -7,8 +7,8 @@ __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'noti
            'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
            'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'report', 'timemachine',
            'config_show', 'config_diff', 'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test',
-           'notify_deliver', 'notify_outbox', 'audit_lookahead', 'audit_recursive', 'clean_before_save', 'setup',
-           'dashboard', 'main']
+           'notify_deliver', 'notify_outbox', 'audit_everything', 'audit_lookahead', 'audit_recursive',
+           'audit_pipeline', 'clean_before_save', 'setup', 'dashboard', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -670,27 +670,63 @@ def notify_outbox(limit: Annotated[int, typer.Option(min=1)] = 20, as_json: Json
     say(rows, as_json, as_table(rows, columns) if rows else "Every message was delivered.")
 
 # %% ../nbs/90_cli.ipynb #8b0b6a3b
-audit_app = typer.Typer(no_args_is_help=True, help="Does anything know the future, or remember where history began?")
+audit_app = typer.Typer(invoke_without_command=True)
 app.add_typer(audit_app, name="audit")
 Symbols = Annotated[int, typer.Option(min=0, help="How many symbols take part; 0: all.")]
-Seed = Annotated[int | None, typer.Option(help="Of symbols, cuts and noise; default: [run] seed.")]
+Seed = Annotated[int | None, typer.Option(help="Of symbols, cuts and noise; default: the seed of the settings.")]
 
 
-def _audited(as_json: bool, name: str, **options: Any) -> None:
-    """Run one audit over the configured panel, print what it found, and fail if it is not clean."""
-    from mltrader import audit, market
-    from mltrader.config import home, load_settings
+def _audit_frames(settings: Any) -> Any:
+    """The frames of the configured panel."""
+    from mltrader import market
+    from mltrader.config import home
+
+    return market.run({"cache": {"folder": home() / "cache"}}, settings, None).frames
+
+
+def _tell(found: dict[str, dict[str, Any]], as_json: bool, alone: bool = False) -> None:
+    """Print the documents of audits, and fail if one is not clean; `alone`: there is one, and JSON is that."""
+    def text(one: dict[str, Any]) -> str:
+        shown = [{key: f"{cell:.6g}" if isinstance(cell, float) and cell == cell else cell for key, cell in row.items()} for row in one["faults"]]
+        return one["verdict"] + (f"\n{as_table(shown, list(one['faults'][0]))}" if shown else "")
+
+    ok = all(one["ok"] for one in found.values())
+    value = next(iter(found.values())) if alone else {"ok": ok, "audits": found}
+    say(value, as_json, "\n".join(text(one) for one in found.values()))
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _progress(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+@audit_app.callback()
+def audit_everything(
+    context: typer.Context,
+    own: Annotated[str | None, typer.Option(metavar="FILE", help="A notebook with features of your own. It is code, and it is run: own notebooks only.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cuts, starts and symbols.")] = False,
+    seed: Seed = None, as_json: Json = False,
+) -> None:
+    """Does anything know the future, or remember where history began? All audits over the configured panel, or features of your own. Example: mltrader audit --own my_features.ipynb"""
+    if context.invoked_subcommand is not None:
+        if own or quick or seed is not None or as_json:
+            raise ConfigError(f"Options go behind the name of the audit: `mltrader audit {context.invoked_subcommand} --help` lists them.")
+        return
+    from pathlib import Path
+
+    from mltrader import audit
+    from mltrader.config import load_settings
 
     settings = load_settings()
-    frames = market.run({"cache": {"folder": home() / "cache"}}, settings, None).frames
-    found = getattr(audit, name)(frames, settings, **options, say=lambda text: typer.echo(text, err=True))
-    faults = found.faults.to_dict("records")
-    value = {"ok": found.ok, "verdict": found.verdict, "checked": found.checked, "unchecked": found.unchecked, "points": found.points, "faults": faults,
-             "measured": found.measured.to_dict("records")}
-    shown = [{key: f"{cell:.6g}" if isinstance(cell, float) and cell == cell else cell for key, cell in row.items()} for row in faults]
-    say(value, as_json, found.verdict + (f"\n{as_table(shown, list(found.faults.columns))}" if faults else ""))
-    if not found.ok:
-        raise typer.Exit(1)
+    frames, few = _audit_frames(settings), {"symbols": 3 if quick else 8, "seed": seed}
+    cuts, starts = (6, 2) if quick else (60, 6)
+    if own is not None:
+        _tell(audit.in_own_process(Path(own), frames, settings, cuts=cuts, starts=starts, **few), as_json)
+        return
+    whole = audit.pipeline(frames, settings, cuts=0 if quick else 2, seed=seed, say=_progress)  # first: it may need more history than there is
+    _tell({"lookahead": audit.lookahead(frames, settings, cuts=cuts, **few, say=_progress).document(),
+           "recursive": audit.recursive(frames, settings, starts=starts, **few, say=_progress).document(), "pipeline": whole.document()}, as_json)
 
 
 @audit_app.command("lookahead")
@@ -699,7 +735,12 @@ def audit_lookahead(
     symbols: Symbols = 8, seed: Seed = None, as_json: Json = False,
 ) -> None:
     """Hide the future, and see what of the past changes. Example: mltrader audit lookahead --cuts 100"""
-    _audited(as_json, "lookahead", cuts=cuts, symbols=symbols, seed=seed)
+    from mltrader import audit
+    from mltrader.config import load_settings
+
+    settings = load_settings()
+    found = audit.lookahead(_audit_frames(settings), settings, cuts=cuts, symbols=symbols, seed=seed, say=_progress)
+    _tell({"lookahead": found.document()}, as_json, alone=True)
 
 
 @audit_app.command("recursive")
@@ -708,7 +749,26 @@ def audit_recursive(
     symbols: Symbols = 8, seed: Seed = None, as_json: Json = False,
 ) -> None:
     """Let history begin later, and see what is still different after its look-back. Example: mltrader audit recursive"""
-    _audited(as_json, "recursive", starts=starts, symbols=symbols, seed=seed)
+    from mltrader import audit
+    from mltrader.config import load_settings
+
+    settings = load_settings()
+    found = audit.recursive(_audit_frames(settings), settings, starts=starts, symbols=symbols, seed=seed, say=_progress)
+    _tell({"recursive": found.document()}, as_json, alone=True)
+
+
+@audit_app.command("pipeline")
+def audit_pipeline(
+    cuts: Annotated[int, typer.Option(min=0, help="Sessions after which the future is hidden, besides the two that tell most.")] = 2,
+    symbols: Symbols = 6, years: Annotated[float, typer.Option(min=1, help="How much of the end of history takes part.")] = 9.0, seed: Seed = None, as_json: Json = False,
+) -> None:
+    """Hide the future from every task up to the gate, with small models. Example: mltrader audit pipeline --cuts 0"""
+    from mltrader import audit
+    from mltrader.config import load_settings
+
+    settings = load_settings()
+    found = audit.pipeline(_audit_frames(settings), settings, cuts=cuts, symbols=symbols, seed=seed, years=years, say=_progress)
+    _tell({"pipeline": found.document()}, as_json, alone=True)
 
 # %% ../nbs/90_cli.ipynb #ef5ade72
 NO_TELEMETRY = ("import os; [os.environ.setdefault(k, v) for k, v in "

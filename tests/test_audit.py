@@ -5,53 +5,28 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from test_cli import call
+from poison import (
+    FEW,
+    LEAKS,
+    MARKET,
+    OF_COLUMNS,
+    RULES,
+    by_symbol,
+    first_task,
+    long_market,
+    long_settings,
+    resumed,
+    short_settings,
+    simulate,
+    with_columns,
+)
+from typer.testing import CliRunner
 
-from mltrader import audit, features, labels, market, memory, regimes
-from mltrader.config import Settings
+from mltrader import audit, features
+from mltrader.cli import app, audit_app
 from mltrader.core import ConfigError, DataError
 
-KEYS = ["session", "symbol"]
-
-
-def simulate(seed=0, n=420, symbols=6, whole=False):
-    """A market with a late listing, a company that fails, gaps, a long halt, a VIX with holes; open, high and low if `whole`."""
-    draw = np.random.default_rng(seed)
-    sessions = pd.bdate_range("2008-01-01", periods=n).as_unit("us")
-    volatility = 0.012 * np.exp(0.7 * np.sin(np.arange(n) / draw.uniform(30, 60)))
-    common = draw.normal(0.0002, 1, n) * volatility
-    steps = common[:, None] * draw.uniform(0.5, 1.5, symbols) + draw.standard_t(4, (n, symbols)) * 0.007
-    close = 50 * np.exp(np.cumsum(steps, axis=0)).ravel()
-    opened = close * np.exp(draw.normal(0, 0.004, close.size))
-    spread = np.abs(draw.normal(0, 0.006, (2, close.size))) + 0.001
-    panel = pd.DataFrame({
-        "session": np.repeat(sessions, symbols), "symbol": [f"S{i}" for i in range(symbols)] * n, "open": opened,
-        "high": np.maximum(opened, close) * (1 + spread[0]), "low": np.minimum(opened, close) * (1 - spread[1]),
-        "close": close, "adj_close": close * np.repeat(np.linspace(0.8, 1, n), symbols), "volume": np.exp(draw.normal(13, 0.5, close.size))})
-    panel["available_at"] = market.available_at(panel["session"])
-    number, own = np.repeat(np.arange(n), symbols), panel["symbol"]
-    late, ended = draw.integers(60, 160), draw.integers(n - 120, n - 50)
-    missing = ((own == "S1") & (number < late)) | ((own == "S2") & (number > ended)) | ((own == "S4") & (number % draw.integers(29, 40) < 2))
-    halt, length = np.random.default_rng([seed, 1]).integers([n // 2, 17], [n // 2 + 60, 40])  # S5 stops for longer than any label lasts, and comes back
-    missing |= (own == "S5") & (number >= halt) & (number < halt + length)
-    index = pd.DataFrame({
-        "session": sessions, "index_close": 1000 * np.exp(common.cumsum()), "vix_close": 1600 * volatility * np.exp(draw.normal(0, 0.1, n)),
-        **{name: level + draw.normal(0, 0.05, n).cumsum() for name, level in (("rate_3m", 2.0), ("rate_2y", 3.0), ("rate_10y", 4.0))}})
-    index.loc[draw.choice(np.arange(100, n), n // 6, replace=False), "vix_close"] = np.nan
-    if not whole:
-        panel = panel.assign(open=np.nan, high=np.nan, low=np.nan, volume=np.nan)
-    return {"panel": panel[~missing].reset_index(drop=True), "index": index, "sectors": pd.DataFrame({"symbol": ["S0"], "sector": ["Energy"]})}
-
-
-def short_settings(**labelled):
-    base = Settings()
-    return base.model_copy(update={
-        "regimes": base.regimes.model_copy(update={"quantile_sessions": 60}), "memory": base.memory.model_copy(update={"window_years": 1.0}),
-        "labels": base.labels.model_copy(update=labelled), "run": base.run.model_copy(update={"threads": 1})})
-
-
-MARKET, RULES = simulate(), short_settings()
-FEW = ("log_return_20", "rank_return_20")
+CLEAN = ("log_return_20", "macd", "rank_return_20", "vix_change_5", "index_return_20")
 
 
 def names_of(found):
@@ -62,229 +37,52 @@ def kinds_of(found, named):
     return {kind for what, name, kinds in found.faults[["what", "name", "kinds"]].to_numpy() if (what, name) in named for kind in kinds.split(", ")}
 
 
+def of_check(*checks):
+    return [pytest.param(leak, id=leak.name) for leak in LEAKS if leak.check in checks and leak.name not in OF_COLUMNS]
+
+
 # ---- planted leaks: each changes one production function -------------------------------------------------------------
-
-def by_symbol(table, name):
-    return table.groupby("symbol")[name]
-
-
-def target_encoded(table, panel, index):
-    ahead = np.log(by_symbol(panel, "adj_close").shift(-15) / by_symbol(panel, "adj_close").shift(-1))
-    return ahead.groupby(table["streak"].round()).transform("mean")
-
-
-def zero_phase(table, panel, index):
-    forward = by_symbol(table, "volatility_5").transform(lambda x: x.ewm(alpha=0.2).mean())
-    return forward[::-1].groupby(table["symbol"][::-1]).transform(lambda x: x.ewm(alpha=0.2).mean())[::-1]
-
-
-def next_known_vix(table, panel, index):
-    known = index.loc[index["vix_close"].notna(), ["session", "vix_close"]]
-    return np.log(pd.merge_asof(table[["session"]], known, on="session", direction="forward")["vix_close"])
-
-
-def todays_rate(table, panel, index):
-    rate = (index["rate_10y"] - index["rate_3m"]).set_axis(index["session"])
-    return table["session"].map(rate)
-
-
-def adjusted_by_the_last_price(table, panel, index):
-    last = by_symbol(panel, "adj_close").transform("last")
-    return np.log(panel["adj_close"] / last)
-
-
-def in_module(module, name, make):
-    """Replace `module.name` by what `make` makes of the honest one."""
-    return lambda patch: patch.setattr(module, name, make(getattr(module, name)))
-
-
-def centred_volatility(honest):
-    return lambda close, n: pd.Series(honest(close, n)).shift(-n // 2).to_numpy()
-
-
-def whole_sample_quantile(honest):
-    def above(bound, strict, vix, realised, least):
-        known = ~np.isnan(vix) & ~np.isnan(realised)
-        share = np.mean(vix[known] <= bound) if known.any() else 0.5
-        level = np.nanquantile(realised, share) if np.isfinite(realised).any() else np.nan
-        return np.where(np.isnan(vix), realised > level, vix > bound if strict else vix >= bound)
-    return above
-
-
-def smoothed(honest):
-    """As a smoother does: a spell of one session is voted away by the sessions around it."""
-    def combine(*args):
-        codes = honest(*args)
-        between = codes[:-2] == codes[2:]
-        codes[1:-1] = np.where(between, codes[:-2], codes[1:-1])
-        return codes
-    return combine
-
-
-def dated_back(honest):
-    """A crash counts from five sessions before it was seen."""
-    def combine(*args):
-        codes = honest(*args)
-        for _ in range(5):
-            codes[:-1] = np.where(codes[1:] == regimes.CRASH, regimes.CRASH, codes[:-1])
-        return codes
-    return combine
-
-
-def same_bar(honest):
-    """Entry at the close that the decision was made on."""
-    return lambda x, k: x if k == 1 else honest(x, k)
-
-
-def known_at_exit(honest):
-    def label(*args):
-        table = honest(*args)
-        return table.assign(label_known_at=table["label_end"])
-    return label
-
-
-def whole_sample_barriers(honest):
-    def barriers(close, entry_price, settings):
-        width = 3 * np.nanstd(np.diff(np.log(close), axis=0), axis=0)
-        return entry_price * np.exp(width), entry_price * np.exp(-width)
-    return barriers
-
-
-def by_future_correlation(honest):
-    def select(panel, index, settings):
-        chosen, left_out = honest(panel, index, settings)
-        wanted = [f for f in chosen if f.group == "momentum" and f.scope == "symbol"]
-        table = features.compute(panel, index, wanted)
-        ahead = np.log(by_symbol(panel, "adj_close").shift(-5) / panel["adj_close"])
-        size = {f.name: abs(table[f.name].corr(ahead)) for f in wanted}
-        drop = set(sorted(size, key=size.get)[: len(size) // 2])
-        return [f for f in chosen if f.name not in drop], left_out
-    return select
-
-
-def ends_at_100(honest):
-    def equal_weight(panel):
-        table = honest(panel)
-        return 100 * table / table.iloc[-1]
-    return equal_weight
-
-
-def back_filled(honest):
-    def align(frame, calendar, *args):
-        table, faults = honest(frame, calendar, *args)
-        return frame.reindex(calendar).bfill(), faults
-    return align
-
-
-def immature(honest):
-    return lambda frame, as_of: frame["session"] <= as_of
-
-
-def survivors(honest):
-    """Only symbols that still trade at the end."""
-    def symbols(self, panel, market_regimes):
-        table = honest(self, panel, market_regimes)
-        alive = by_symbol(table, "session").transform("max") == table["session"].max()
-        return table[alive].reset_index(drop=True)
-    return symbols
-
-
-def unique_among_all(honest):
-    """Uniqueness among all samples, those after the cut-off too."""
-    def training_rows(samples, *args, **kwargs):
-        rows = honest(samples, *args, **kwargs)
-        calendar = np.unique(np.concatenate([samples["session"].to_numpy(), samples["label_known_at"].to_numpy()]))
-        unique = memory.average_uniqueness(samples["symbol"], samples["session"], samples["label_known_at"], calendar)
-        return rows.assign(weight=(rows["weight"] * unique[rows["row"]]).astype("float32"))
-    return training_rows
-
-
-FEATURE_LEAKS = {  # the column that is changed, and what it becomes; from the honest table, the panel and the index frame
-    "negative shift": ("log_return_5", lambda t, p, i: by_symbol(t, "log_return_5").shift(-1)),
-    "centred window": ("volatility_60", lambda t, p, i: by_symbol(t, "log_return_1").transform(lambda x: x.rolling(61, center=True).std())),
-    "whole-sample scaler": ("mean_gap_50", lambda t, p, i: (t["mean_gap_50"] - t["mean_gap_50"].mean()) / t["mean_gap_50"].std()),
-    "whole-sample quantile clip": ("zscore_20", lambda t, p, i: t["zscore_20"].clip(*t["zscore_20"].quantile([0.005, 0.995]))),
-    "rank over all history": ("rsi_14", lambda t, p, i: by_symbol(t, "rsi_14").rank(pct=True)),
-    "back-filled look-back": ("beta_60", lambda t, p, i: by_symbol(t, "beta_60").bfill()),
-    "reversed cumulative": ("drawdown_60", lambda t, p, i: np.log(p["adj_close"] / by_symbol(p[::-1], "adj_close").cummax()[::-1])),
-    "target encoding": ("streak", target_encoded),
-    "zero-phase filter": ("volatility_5", zero_phase),
-    "forward as-of merge": ("vix_level", next_known_vix),
-    "rate of the same evening": ("curve_10y_3m", todays_rate),
-    "adjusted by the last price": ("log_return_1", adjusted_by_the_last_price),
-    "bars left of a symbol": ("up_share_20", lambda t, p, i: by_symbol(t, "session").cumcount(ascending=False)),
-    "minimum of the future": ("largest_loss_20", lambda t, p, i: by_symbol(t, "volatility_5").transform(lambda x: x[::-1].rolling(5, min_periods=1).min()[::-1])),
-    "session mean of tomorrow": ("dispersion_20", lambda t, p, i: t["session"].map(t.groupby("session")["log_return_5"].mean().shift(-1))),
-}
-CLEAN = ("log_return_20", "macd", "rank_return_20", "vix_change_5", "index_return_20")
-
 
 @pytest.fixture(scope="module")
 def poisoned():
-    """One audit of features of which all of `FEATURE_LEAKS` leak, and `CLEAN` do not."""
-    honest = features.compute
-
-    def compute(panel, index, *args, **kwargs):
-        table = honest(panel, index, *args, **kwargs)
-        worse = {name: change(table, panel, index).astype("float32").to_numpy() for name, change in FEATURE_LEAKS.values()}
-        return table.assign(**worse)
-
+    """One audit of features of which all of `OF_COLUMNS` leak, and `CLEAN` do not; benchmarks/leaks.py plants them one by one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "compute", compute)
-        patch.setattr(audit, "MOST_CUTOFFS", 1)
-        return audit.lookahead(MARKET, RULES, cuts=12, symbols=0, seed=3, names=[name for name, _ in FEATURE_LEAKS.values()] + list(CLEAN))
+        patch.setattr(features, "compute", with_columns(*OF_COLUMNS)(features.compute))
+        return audit.lookahead(MARKET, RULES, cuts=9, symbols=0, seed=3, names=[name for name, _ in OF_COLUMNS.values()] + list(CLEAN), only=["feature"])
 
 
-@pytest.mark.parametrize("leak", FEATURE_LEAKS)
+@pytest.mark.parametrize("leak", OF_COLUMNS)
 def test_a_leaking_feature_is_named(poisoned, leak):
-    row = poisoned.faults.set_index("name").loc[FEATURE_LEAKS[leak][0]]
+    row = poisoned.faults.set_index("name").loc[OF_COLUMNS[leak][0]]
     assert row["what"] == "feature" and row["cuts"] >= 1 and row["session"] <= row["cut"]
     assert row["symbol"] in set(MARKET["panel"]["symbol"]) and row["value"] != row["value_without_future"]
 
 
 def test_no_other_feature_is_named(poisoned):
-    assert not poisoned.ok and names_of(poisoned) == {("feature", name) for name, _ in FEATURE_LEAKS.values()}
-
-
-MODULE_LEAKS = {  # where, what is changed, and what must be named
-    "centred volatility in regimes": (regimes, "realised_volatility", centred_volatility, {("regime", "level"), ("symbol regime", "regime")}),
-    "whole-sample VIX quantile": (regimes, "_above", whole_sample_quantile, {("regime", "level")}),
-    "smoothed regimes": (regimes, "combine", smoothed, {("regime", "regime"), ("symbol regime", "regime")}),
-    "crash dated back": (regimes, "combine", dated_back, {("regime", "regime"), ("symbol regime", "regime")}),
-    "survivorship": (regimes.RegimeLabeler, "symbols", survivors, {("symbol regime", "(row)")}),
-    "same-bar fill": (labels, "_ahead", same_bar, {("outcome", "forward_log_return")}),
-    "label known at its exit": (labels, "triple_barrier", known_at_exit, {("label", "(row)")}),
-    "whole-sample barriers": (labels, "barriers", whole_sample_barriers, {("label", "label")}),
-    "features chosen on the future": (features, "select", by_future_correlation, {("selection", "chosen")}),
-    "index scaled to its end": (market, "equal_weight", ends_at_100, {("index", "equal_weight")}),
-    "back-filled series": (market, "align", back_filled, {("index", "carried_index_close"), ("index", "carried_vix_close")}),
-    "immature labels": (memory, "usable_at", immature, {("training set", "(row)")}),
-    "uniqueness among all samples": (memory, "training_rows", unique_among_all, {("training set", "weight")}),
-}
-ORDER = ("feature", "regime", "symbol regime", "label", "outcome", "selection", "index", "training set")
-BLIND = {"truncate": {"same-bar fill", "features chosen on the future"},  # what one half of the audit alone would miss
-         "corrupt": {"survivorship", "immature labels", "uniqueness among all samples"}}
-
-
-@pytest.mark.parametrize("leak", MODULE_LEAKS)
-def test_a_leaking_function_is_named(leak, monkeypatch):
-    where, name, make, named = MODULE_LEAKS[leak]
-    monkeypatch.setattr(audit, "MOST_CUTOFFS", 2 if where is memory else 1)
-    rare = where is regimes  # regimes change seldom, so a leak shows only at cuts near a change
-    with monkeypatch.context() as patch:
-        patch.setattr(where, name, make(getattr(where, name)))
-        found = audit.lookahead(MARKET, RULES, cuts=14 if rare else 6, symbols=0, seed=3, names=FEW)
-    assert named <= names_of(found) and not found.ok
-    first = min(ORDER.index(what) for what, _ in named)
-    assert min(ORDER.index(what) for what, _ in names_of(found)) == first  # beside it only what is made from it
-    kinds = kinds_of(found, named)
-    assert ("truncate" not in kinds) == (leak in BLIND["truncate"]) and (kinds == {"truncate"}) == (leak in BLIND["corrupt"])
+    assert not poisoned.ok and names_of(poisoned) == {("feature", name) for name, _ in OF_COLUMNS.values()}
 
 
 def test_what_half_of_the_audit_would_miss(poisoned):
-    kinds = {leak: kinds_of(poisoned, {("feature", name)}) for leak, (name, _) in FEATURE_LEAKS.items()}
+    kinds = {leak: kinds_of(poisoned, {("feature", name)}) for leak, (name, _) in OF_COLUMNS.items()}
     assert all("truncate" in seen for seen in kinds.values())
     assert {leak for leak, seen in kinds.items() if seen == {"truncate"}} == {"bars left of a symbol"}
+
+
+BLIND = {"truncate": {"same-bar fill", "features chosen on the future"},  # what one half of the audit alone would miss
+         "corrupt": {"survivors among regimes", "uniqueness among all samples"}}
+
+
+@pytest.mark.parametrize("leak", of_check("lookahead"))
+def test_a_leaking_function_is_named(leak, monkeypatch):
+    monkeypatch.setattr(audit, "MOST_CUTOFFS", 2)
+    whats = {what for what, _ in leak.named}
+    rare = "regime" in whats  # regimes change seldom, so a leak shows only at cuts near a change
+    with leak.planted():
+        found = audit.lookahead(MARKET, RULES, cuts=14 if rare else 6, symbols=0, seed=3, names=(*FEW, "curve_10y_3m"), only=sorted(whats | {"feature"}))
+    assert leak.named <= names_of(found) and not found.ok
+    assert {what for what, _ in names_of(found)} == whats  # features are clean, unless it is one of them
+    kinds = kinds_of(found, leak.named)
+    assert ("truncate" not in kinds) == (leak.name in BLIND["truncate"]) and (leak.name not in BLIND["corrupt"] or kinds == {"truncate"})
 
 
 def test_a_row_published_late_is_a_leak():
@@ -292,22 +90,76 @@ def test_a_row_published_late_is_a_leak():
     panel = MARKET["panel"].copy()
     late = panel["symbol"] == "S3"
     panel.loc[late, "available_at"] += pd.Timedelta(days=1)
-    found = audit.lookahead({**MARKET, "panel": panel}, RULES, cuts=4, symbols=0, seed=3, names=FEW)
+    found = audit.lookahead({**MARKET, "panel": panel}, RULES, cuts=4, symbols=0, seed=3, names=FEW, only=["feature", "symbol regime"])
     assert {("feature", "(row)"), ("symbol regime", "(row)")} <= names_of(found)
     rows = found.faults[(found.faults["name"] == "(row)") & (found.faults["what"] == "feature")]
     assert rows["symbol"].tolist() == ["S3"] and rows["session"].tolist() == rows["cut"].tolist()
 
 
+# ---- the pipeline ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def rehearsed():
+    """The worlds of both cuts without a leak: those of the first have run to the verdict, those of the other as far as the archive needs."""
+    given, _ = audit._audited(long_market(), 0, 3, ())
+    given, rules = audit.rehearsal(given, long_settings())
+    points, full = audit.rehearsal_cuts(given, rules, 0, 3), audit.World(given, rules, given["panel"]["session"].max())
+    first, turn = (audit.worlds(full, cut, 3) for cut in points)
+    found, compared = audit.first_difference(first, points[0])
+    for task in audit.STAGES[: audit.STAGES.index("archive")]:
+        for world in turn.values():
+            audit._made(world, task)
+    return dict(zip(points, (first, turn), strict=True)), found, compared
+
+
+def test_a_clean_pipeline_is_the_same_in_every_world(rehearsed):
+    made, found, compared = rehearsed
+    assert found == [] and {"memory plan", "forest out_of_fold", "forest replayed", "boosting out_of_fold", "meta evaluation", "backtest equity", "explain sessions"} <= set(compared)
+    first = next(iter(made.values()))
+    assert all(set(world.made) == set(audit.STAGES) for world in first.values())
+    assert first["short"].made["promotion"].documents["decision"]["verdict"] and len(first["full"].made["meta"].frames["evaluation"]) > 500
+
+
+def test_every_frame_of_a_pipeline_is_compared_or_excused(rehearsed):
+    """A frame that has sessions or folds has a past: it is compared, or `OF_TODAY` says why not, and nothing there is out of date."""
+    made, _, compared = rehearsed
+    dated = {f"{task} {name}" for task, output in next(iter(made.values()))["full"].made.items() for name, frame in output.frames.items() if set(audit.TIMES) & set(frame)}
+    assert dated == set(compared) | set(audit.OF_TODAY) & dated and set(audit.OF_TODAY) - dated <= {"explain history"}
+
+
+@pytest.mark.parametrize("leak", of_check("pipeline", "refused"))
+def test_a_leak_of_the_pipeline_is_named(leak, rehearsed):
+    made, faults = rehearsed[0], []
+    with leak.planted():
+        for cut, side_by_side in made.items():
+            if leak.at in ("", str(cut.date())):
+                faults = audit.first_difference(resumed(side_by_side, first_task(leak)), cut)[0]
+                break
+    assert leak.named <= {(fault["what"], fault["name"]) for fault in faults}, faults
+    said = [fault["value"] for fault in faults if fault["name"] == "(refused)"]
+    assert bool(said) == (leak.check == "refused") and all(len(text) > 20 for text in said)
+
+
+def test_the_audit_of_the_pipeline_tells_what_it_found(monkeypatch):
+    leak = next(leak for leak in LEAKS if leak.name == "T12 today's members")
+    with leak.planted():
+        found = audit.pipeline(long_market(), long_settings(), symbols=0, seed=3)
+    assert not found.ok and names_of(found) == {("market panel", "(row)")} and found.verdict.startswith("1 leak(s) in the pipeline") and len(found.points) == 1
+    with pytest.raises(DataError, match="two whole years of predictions"):
+        audit.pipeline(MARKET, RULES, symbols=0)
+    with pytest.raises(ConfigError, match="`cuts`=-1"):
+        audit.pipeline(MARKET, RULES, cuts=-1)
+
+
 # ---- no false alarms -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(2))
 def test_clean_sets_raise_no_alarm(seed, monkeypatch):
-    """Real features at random, real regimes and labels, on markets with late listings, failures, gaps and holes."""
+    """Real features at random, real regimes and labels, on markets with late listings, failures, gaps and holes; benchmarks/leaks.py takes a hundred."""
     monkeypatch.setattr(audit, "MOST_CUTOFFS", 2)
     frames = simulate(100 + seed, n=360, whole=seed % 2 == 0)
-    rules = short_settings(preset=("seed", "volatility")[seed // 2 % 2])
-    draw = np.random.default_rng(seed)
-    names = draw.choice([f.name for f in features.FEATURES], 25, replace=False).tolist()
+    rules = short_settings(preset=("seed", "volatility")[seed])
+    names = np.random.default_rng(seed).choice([f.name for f in features.FEATURES], 25, replace=False).tolist()
     ahead = audit.lookahead(frames, rules, cuts=3, symbols=0, seed=seed, names=names)
     assert ahead.ok, ahead.faults.to_string()
     back = audit.recursive(frames, rules, starts=2, symbols=0, seed=seed, names=names)
@@ -336,7 +188,7 @@ def test_a_value_counted_from_the_start_is_named(monkeypatch):
         return table.assign(zscore_20=np.log(panel["adj_close"] / by_symbol(panel, "adj_close").transform("first")).astype("float32"))
 
     monkeypatch.setattr(features, "compute", compute)
-    assert audit.lookahead(MARKET, RULES, cuts=3, symbols=0, names=["zscore_20"]).ok  # the past is no leak
+    assert audit.lookahead(MARKET, RULES, cuts=3, symbols=0, names=["zscore_20"], only=["feature"]).ok  # the past is no leak
     found = audit.recursive(MARKET, RULES, starts=2, symbols=0, names=["zscore_20", "log_return_5"])
     assert names_of(found) == {("feature", "zscore_20")}
 
@@ -395,37 +247,155 @@ def test_nothing_to_compare_is_no_pass():
     assert found.ok and "feature gap" in found.unchecked and "No claim on 1" in found.verdict
 
 
-@pytest.fixture(scope="module")
-def own_panel(tmp_path_factory):
+# ---- features of one's own -------------------------------------------------------------------------------------------
+
+def notebook(folder, *cells, name="mine.ipynb"):
+    """A notebook with these code cells, after one of prose."""
+    made = [{"cell_type": "markdown", "metadata": {}, "source": "# Mine"}]
+    made += [{"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": text.splitlines(keepends=True)} for text in cells]
+    path = folder / name
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": made}))
+    return path
+
+
+GAP = """\
+WARM_UP = 19
+
+
+def features(panel, index):
+    price = np.log(panel["adj_close"])
+    mean = price.groupby(panel["symbol"]).transform(lambda x: x.rolling(20).mean())
+    return pd.DataFrame({"gap": price - mean})"""
+LINES = """\
+from mltrader.features import PRICE, Feature, lag, volatility
+
+FEATURES = [Feature("calm_move", "mine", "move by volatility", (PRICE - lag(PRICE, 10)) / volatility(20))]"""
+IMPORTS = "import numpy as np\nimport pandas as pd"
+QUICK = {"cuts": 4, "starts": 2, "symbols": 0, "seed": 1}
+
+
+def audited(path):
+    return audit.audit_own(audit.read_own(path), MARKET, RULES, **QUICK)
+
+
+@pytest.mark.parametrize("cells", [(IMPORTS, GAP), (LINES,), (IMPORTS, GAP, LINES.replace("FEATURES", "# and\nFEATURES")),
+                                   ("%matplotlib inline\n!ls\n" + IMPORTS, GAP.replace("WARM_UP = 19\n", ""))])
+def test_clean_features_of_ones_own_pass(tmp_path, cells):
+    found = audited(notebook(tmp_path, *cells))
+    assert all(one.ok for one in found.values()), [one.verdict for one in found.values()]
+    needed = found["recursive"].measured.set_index("name")["needed"]
+    assert needed.get("gap", 19) == 19 and needed.get("calm_move", 20) == 20
+
+
+@pytest.mark.parametrize(("change", "audit_name", "kind"), [
+    (("rolling(20)", "rolling(21, center=True)"), "lookahead", "truncate"),
+    (('price - mean}', 'price / price.max()}'), "lookahead", "x1000"),
+    (('price - mean}', 'panel["session"].map(index.set_index("session")["rate_10y"])}'), "lookahead", "truncate"),
+    (('price - mean}', 'panel["symbol"].str[1:].astype(float)}'), "lookahead", "symbol"),
+    (('price - mean}', 'panel.groupby("symbol")["adj_close"].transform("cumprod") ** 0 + panel.groupby("symbol").cumcount()}'), "recursive", ""),
+    (("rolling(20)", "rolling(60)"), "recursive", ""),
+])
+def test_a_leak_in_features_of_ones_own_is_named(tmp_path, change, audit_name, kind):
+    found = audited(notebook(tmp_path, IMPORTS, GAP.replace(*change)))
+    assert [name for name, one in found.items() if not one.ok] == [audit_name]
+    row = found[audit_name].faults.iloc[0]
+    assert row["what"] == "own feature" and row["name"] == "gap" and kind in row.get("kinds", "")
+
+
+@pytest.mark.parametrize(("cells", "words"), [
+    ((IMPORTS, "x = 1\ny = x / 0"), r"mine.ipynb, cell 2, line 2 \(`y = x / 0`\): ZeroDivisionError"),
+    ((IMPORTS, "def features(:\n    pass"), r"mine.ipynb, cell 2, line 1: SyntaxError"),
+    ((IMPORTS,), "neither FEATURES nor a function features"), (("from mltrader import features",), "neither FEATURES"),
+    (("FEATURES = [1, 2]",), "its FEATURES is no list of"), ((LINES, "WARM_UP = -1"), "WARM_UP=-1"), ((LINES, "FEATURES = FEATURES * 2"), "twice"),
+    (("#| export\n" + IMPORTS, GAP), "in the cells that are run"),
+])
+def test_a_notebook_without_the_contract_is_refused_by_cell(tmp_path, cells, words):
+    with pytest.raises(ConfigError, match=words):
+        audit.read_own(notebook(tmp_path, *cells))
+
+
+@pytest.mark.parametrize(("returned", "words"), [
+    ('panel["volum"]', r"features\(\) fails on .*mine.ipynb, cell 2, line 7 .*KeyError: 'volum'"), ("3", "returns a int, not a DataFrame"), ('pd.DataFrame({"a": [1.0]})', "returns 1 rows"),
+    ('panel[["symbol"]].assign(a=1.0)', "none that is taken"), ('panel[["session"]].rename(columns={"session": "a"})', "are no numbers"), ('panel[["session", "symbol"]]', "at least one"),
+    ('pd.concat([panel[["session", "symbol", "close"]]] * 2)', "twice"), ('pd.DataFrame({"a": np.random.default_rng().normal(size=len(panel))})', "fix the seed"),
+])
+def test_a_function_that_returns_something_else_is_refused(tmp_path, returned, words):
+    with pytest.raises(DataError, match=words):
+        audited(notebook(tmp_path, IMPORTS, GAP.replace('pd.DataFrame({"gap": price - mean})', returned)))
+
+
+def test_a_function_that_fails_without_the_future_is_a_fault(tmp_path):
+    found = audited(notebook(tmp_path, IMPORTS, GAP.replace("    price", '    assert panel["session"].max() >= pd.Timestamp("2009-08-10")\n    price', 1)))
+    assert found["lookahead"].faults["name"].tolist() == ["(error)"] and "AssertionError" in found["lookahead"].faults["value"].iloc[0] + found["lookahead"].faults["value_without_future"].iloc[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("none.ipynb", None), ("mine.py", "x = 1"), ("empty.ipynb", "{}")])
+def test_what_is_no_notebook_is_refused_before_anything_is_started(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=name):
+        audit.in_own_process(tmp_path / name, MARKET, RULES)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def panel_of_ones_own(tmp_path, monkeypatch):
     """A user's file."""
-    path = tmp_path_factory.mktemp("audit") / "bars.csv"
+    path = tmp_path / "bars.csv"
     rows = MARKET["panel"].rename(columns={"session": "date"})
     rows[["symbol", "date", "open", "high", "low", "close", "adj_close", "volume"]].sort_values(["symbol", "date"]).to_csv(path, index=False)
-    return {"MLTRADER_MARKET__PROVIDER": "csv", "MLTRADER_MARKET__PATH": str(path), "MLTRADER_SETTINGS": str(ROOT / "tests" / "smoke.toml"),
-            "MLTRADER_UNIVERSE__SYMBOLS": "S0,S1,S2,S3,S4,S5", "MLTRADER_UNIVERSE__START": "2000-01-01"}
+    for name, value in {"MARKET__PROVIDER": "csv", "MARKET__PATH": path, "SETTINGS": ROOT / "tests" / "smoke.toml", "UNIVERSE__SYMBOLS": "S0,S1,S2,S3,S4,S5",
+                        "UNIVERSE__START": "2000-01-01", "HOME": tmp_path}.items():
+        monkeypatch.setenv(f"MLTRADER_{name}", str(value))
+
+
+def ask(*arguments):
+    return CliRunner().invoke(app, ["audit", *arguments])
 
 
 def test_commands_have_help_with_an_example():
-    from mltrader.cli import audit_app
-
-    assert all("Example: mltrader audit" in command.callback.__doc__ for command in audit_app.registered_commands)
+    assert all("Example: mltrader audit" in command.callback.__doc__ for command in (*audit_app.registered_commands, audit_app.registered_callback))
 
 
-def test_command_line(own_panel, tmp_path):
-    done = call("audit", "lookahead", "--cuts", "2", "--symbols", "3", "--seed", "5", "--json", MLTRADER_HOME=str(tmp_path), **own_panel)
-    assert done.returncode == 0 and "look-ahead: feature" in done.stderr, done.stderr
+def test_command_line(panel_of_ones_own, monkeypatch):
+    done = ask("lookahead", "--cuts", "1", "--symbols", "3", "--seed", "5", "--json")
+    assert done.exit_code == 0 and "look-ahead: feature" in done.stderr, done.stderr
     said = json.loads(done.stdout)
     assert said["ok"] and said["faults"] == [] and said["checked"]["feature"] > 50
-    done = call("audit", "recursive", "--starts", "1", "--symbols", "3", MLTRADER_HOME=str(tmp_path), **own_panel)
-    assert done.returncode == 0 and done.stdout.startswith("Warm-up is long enough") and len(done.stdout.strip().splitlines()) == 1, done.stderr
-
-
-def test_command_line_fails_on_a_leak(own_panel, tmp_path):
-    code = ("import sys; sys.argv = ['mltrader', 'audit', 'lookahead', '--cuts', '2', '--symbols', '3']\n"
-            "from mltrader import features\nhonest = features.compute\n"
-            "def leaky(*a, **k):\n    t = honest(*a, **k)\n    return t.assign(rsi_14=t['rsi_14'].iloc[::-1].cummax())\n"
-            "features.compute = leaky\nfrom mltrader.cli import main; main()")
-    done = call(code=code, MLTRADER_HOME=str(tmp_path), **own_panel)
+    done = ask("recursive", "--starts", "1", "--symbols", "3")
+    assert done.exit_code == 0 and done.stdout.startswith("Warm-up is long enough") and len(done.stdout.strip().splitlines()) == 1, done.stderr
+    done = ask("pipeline")
+    assert isinstance(done.exception, DataError) and "two whole years of predictions" in str(done.exception)
+    assert isinstance(ask("--quick", "lookahead").exception, ConfigError)
+    honest = features.compute
+    monkeypatch.setattr(features, "compute", lambda *a, **k: (table := honest(*a, **k)).assign(rsi_14=table["rsi_14"].iloc[::-1].cummax()))
+    done = ask("lookahead", "--cuts", "1", "--symbols", "3")
     lines = done.stdout.strip().splitlines()
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert lines[0].startswith("1 leak(s)") and "feature rsi_14" in lines[0] and lines[2].startswith("feature  rsi_14")
+    assert done.exit_code == 1 and lines[0].startswith("1 leak(s)") and "feature rsi_14" in lines[0] and lines[2].startswith("feature  rsi_14")
+
+
+def test_everything_at_once(panel_of_ones_own, monkeypatch):
+    """Without a name all three are run, and one that fails decides."""
+    made = {name: audit.Findings(pd.DataFrame(columns=list(audit.FAULT)), {"feature": 1}, (), (), f"{name} is clean") for name in ("lookahead", "recursive", "pipeline")}
+    for name in made:
+        monkeypatch.setattr(audit, name, lambda *a, name=name, **k: made[name])
+    done = ask("--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["ok"] and set(json.loads(done.stdout)["audits"]) == set(made)
+    made["pipeline"] = audit.Findings(pd.DataFrame([{"what": "memory plan", "name": "weight"}], columns=list(audit.FAULT)), {"feature": 1}, (), (), "1 leak(s)")
+    done = ask("--quick")
+    assert done.exit_code == 1 and "1 leak(s)" in done.stdout and "lookahead is clean" in done.stdout
+
+
+def test_own_features_by_command(panel_of_ones_own, tmp_path, monkeypatch, capfd):
+    """In a process of its own: what it prints, and what it changes, stays out of the answer; a process that ends early is told."""
+    noisy = notebook(tmp_path, IMPORTS + "\nprint('so much to say')\nimport mltrader.features\nmltrader.features.FEATURES = ()", GAP)
+    done = ask("--own", str(noisy), "--quick", "--json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == 0 and said["ok"] and said["audits"]["lookahead"]["checked"] == {"own feature": 1}
+    assert "so much to say" in capfd.readouterr().err and len(features.FEATURES) > 50
+    (tmp_path / "leaving").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "leaving").chmod(0o755)
+    monkeypatch.setattr(audit.sys, "executable", str(tmp_path / "leaving"))
+    with pytest.raises(ConfigError, match=r"mine.ipynb ended its process \(code 3\)"):
+        audit.in_own_process(noisy, MARKET, RULES)

@@ -55,7 +55,7 @@ def known_commands() -> dict[str, set[str]]:
         for name, inner in command.commands.items():
             if hasattr(inner, "commands"):
                 yield from walk(inner, f"{words}{name} ")
-            else:
+            if not hasattr(inner, "commands") or inner.invoke_without_command:
                 yield f"{words}{name}", {flag for option in inner.params for flag in (*option.opts, *option.secondary_opts)} | {"--help", "--debug"}
 
     return dict(walk(get_command(app), ""))

@@ -1,7 +1,8 @@
 """The fourteen traps of this trade, each set on purpose: what guards against it must say so, and the clean version must pass.
 
-A test plants its trap by patching one production function or by building the leaky input, and it fails if the guard is silent. T13 (the gate
-run again until it passes) is guarded by the error budget of 43_promotion and tested with it.
+A test builds the leaky input, or breaks the guard, and fails if nothing is said. Traps that are planted in a whole pipeline, by patching one production
+function, are in poison.py, and test_audit.py sees each of them found: T1 to T6, T9, T11 and T12. Here is what else guards against them, and the traps
+that are no look-ahead: what the gate, drift and the labels' one definition say.
 """
 import ast
 
@@ -12,11 +13,11 @@ import test_drift
 import test_memory
 import test_replay
 from conftest import ROOT
+from scipy.stats import norm
 from sklearn.model_selection import KFold
-from test_audit import FEW, MARKET, RULES, by_future_correlation, names_of, whole_sample_barriers, whole_sample_quantile
 from test_promotion import EVALUATIONS, PROBA, answer, evidence, verdict
 
-from mltrader import audit, drift, features, forest, labels, market, memory, meta, promotion, regimes, replay, reports, sectors, splits
+from mltrader import drift, features, labels, market, memory, meta, promotion, replay, reports, sectors, splits
 from mltrader.config import Settings, home
 from mltrader.core import BUY, CLASSES, HOLD, PROBABILITIES, SELL, DataError, OutOfFold
 from mltrader.forest import RandomForestModel
@@ -30,28 +31,9 @@ def shares(X, y, rows, X_test):
     return np.tile(np.bincount(y, minlength=3) / len(y), (len(X_test), 1))
 
 
-def look_ahead(monkeypatch, cuts=8):
-    monkeypatch.setattr(audit, "MOST_CUTOFFS", 1)
-    return audit.lookahead(MARKET, RULES, cuts=cuts, symbols=0, seed=3, names=FEW)
-
-
 # ---- T1: regimes made of labels --------------------------------------------------------------------------------------
 
-def regimes_from_labels(honest):
-    """The original's proxy: what a trade will earn says in which regime it begins."""
-    def symbols(self, panel, market_regimes):
-        table = honest(self, panel, market_regimes)
-        ahead = panel[KEYS].assign(ahead=panel.groupby("symbol")["adj_close"].shift(-14) / panel["adj_close"] - 1)
-        earned = table[KEYS].merge(ahead, how="left", on=KEYS)["ahead"].to_numpy()
-        return table.assign(regime=np.select([earned <= -0.05, earned >= 0.10], ["crash", "recovery"], "normal"))
-    return symbols
-
-
-def test_t1_regimes_made_of_labels_are_found_and_no_task_could_read_them(monkeypatch):
-    assert look_ahead(monkeypatch).ok
-    monkeypatch.setattr(regimes.RegimeLabeler, "symbols", regimes_from_labels(regimes.RegimeLabeler.symbols))
-    found = look_ahead(monkeypatch)
-    assert not found.ok and ("symbol regime", "regime") in names_of(found)
+def test_t1_no_task_could_make_regimes_of_labels():
     before, todo = set(), ["regimes"]
     while todo:  # all that the task may read, however far up
         todo = [task for name in todo for task in reports.PIPELINE[name].upstream if task not in before]
@@ -104,13 +86,6 @@ def test_t2_no_splitter_puts_a_copy_on_both_sides_as_a_random_split_does():
 
 # ---- T3: replay rows from where the model is judged ------------------------------------------------------------------
 
-def test_t3_errors_that_were_not_known_at_the_cut_off_are_not_replayed(monkeypatch):
-    assert len(forest.run(test_replay.inputs(), test_replay.chosen("errors"), test_replay.DAYS[-1]).frames["replayed"])
-    monkeypatch.setattr(OutOfFold, "known_at", lambda self, samples, as_of: self)  # the predictions so far, labels known or not
-    with pytest.raises(DataError, match="no label known at"):
-        forest.run(test_replay.inputs(), test_replay.chosen("errors"), test_replay.DAYS[-1])
-
-
 def test_t3_rows_of_the_test_window_cannot_be_replayed():
     samples, plan, folds = test_replay.SAMPLES, test_replay.PLAN, test_replay.FOLDS
     fold = folds.iloc[1]
@@ -157,44 +132,7 @@ def test_t4_a_stack_takes_no_in_sample_predictions(monkeypatch):
         meta.stack_out_of_fold(bases, samples, folds, Settings().meta)
 
 
-# ---- T5: overlapping labels that are not purged ----------------------------------------------------------------------
-
-def test_t5_a_training_set_with_labels_that_reach_into_the_test_is_refused(monkeypatch):
-    def predicted():
-        made = memory.run(test_memory.INPUTS, test_memory.SETTINGS, test_memory.DAYS[-1]).frames
-        return splits.out_of_fold(made["samples"], ["a"], made["plan"], made["folds"], shares, {})
-
-    assert len(predicted().frame)
-    monkeypatch.setattr(memory, "usable_at", lambda frame, as_of: frame["session"] <= as_of)  # by session, as if a label were known at once
-    with pytest.raises(DataError, match=r"training row .* was known at .*, after the cut-off .*; purge the plan"):
-        predicted()
-
-
 # ---- T6: something fitted on all data --------------------------------------------------------------------------------
-
-def scaled_on_all_data(honest):
-    def compute(*args, **kwargs):
-        table = honest(*args, **kwargs)
-        return table.assign(log_return_20=((table["log_return_20"] - table["log_return_20"].mean()) / table["log_return_20"].std()).astype("float32"))
-    return compute
-
-
-def scaled_inside_the_samples(honest):
-    def build_samples(features, names, *args):
-        samples = honest(features, names, *args)
-        return samples.assign(**{name: (samples[name] / samples[name].mean()).astype("float32") for name in names})
-    return build_samples
-
-
-def test_t6_what_is_fitted_on_all_data_is_found(monkeypatch):
-    """A scaler, another inside the samples, a quantile, a volatility scale and a selector, all at once: each is named."""
-    for where, name, make in ((features, "compute", scaled_on_all_data), (regimes, "_above", whole_sample_quantile),
-                              (memory, "build_samples", scaled_inside_the_samples), (labels, "barriers", whole_sample_barriers),
-                              (features, "select", by_future_correlation)):
-        monkeypatch.setattr(where, name, make(getattr(where, name)))
-    found = look_ahead(monkeypatch, 14)
-    assert {("feature", "log_return_20"), ("regime", "level"), ("label", "label"), ("selection", "chosen"), ("training set", "value")} <= names_of(found)
-
 
 def test_t6_a_model_is_given_the_features_as_they_were_computed(monkeypatch):
     """Between the features and a fit nothing is scaled or chosen: what a fold sees is, bit for bit, what the features' task wrote."""
@@ -278,28 +216,6 @@ def test_t8_a_regime_without_rows_is_no_pass_anywhere():
     assert set(output.frames["table"].loc[output.frames["table"]["regime"] == "crash", "verdict"]) == {"insufficient"}
 
 
-# ---- T9: an archived event inside the test window --------------------------------------------------------------------
-
-def test_t9_an_archived_event_of_the_test_window_is_refused(monkeypatch):
-    """The archive hands out what it has, whatever the cut-off: the event of 2006 is learned from in 2003 and in every year up to its own."""
-    samples, kept, folds = test_memory.SAMPLES, test_memory.ARCHIVE, test_memory.OUTPUT.frames["folds"]
-
-    def predicted():
-        plan, _ = memory.make_plan(samples, kept, folds, test_memory.DAYS[-1], test_memory.SETTINGS, test_memory.DAYS, test_memory.STATE)
-        return splits.out_of_fold(samples, ["a"], plan, folds, shares, {})
-
-    honest = predicted()
-    assert len(honest.frame)
-
-    def everything(samples, archive, as_of, settings, recent, seed, state):
-        open_door = archive[(archive["event"] == "second") & (archive["label_known_at"] > as_of)]
-        return open_door.merge(samples[KEYS].assign(row=samples.index), how="inner", on=KEYS)[["row", "event", "event_weight"]]
-
-    monkeypatch.setattr(memory, "_archive_rows", everything)
-    with pytest.raises(DataError, match=r"Fold 2003: training row \d+ .*2006-.* was known at 2006-.*, after the cut-off 2002-12-31"):
-        predicted()
-
-
 # ---- T10: a fixed distance on dependent rows -------------------------------------------------------------------------
 
 def test_t10_a_fixed_distance_cries_wolf_on_dependent_rows_and_the_detector_does_not(monkeypatch):
@@ -333,9 +249,6 @@ def test_t11_a_feature_that_names_the_symbol_is_refused(tag):
     splits.out_of_fold(samples, ["a", "b"], made["plan"], made["folds"], shares, {})
     with pytest.raises(DataError, match="The feature `symbol_hash` never changes within a symbol and differs between symbols"):
         splits.out_of_fold(samples.assign(symbol_hash=np.asarray(tag(samples["symbol"]), dtype="float32")), ["a", "symbol_hash"], made["plan"], made["folds"], shares, {})
-    with pytest.raises(DataError, match="symbol_hash"):
-        forest.run({"memory": {**test_replay.inputs()["memory"], "samples": test_replay.SAMPLES.assign(symbol_hash=pd.factorize(test_replay.SAMPLES["symbol"])[0].astype("f4"))},
-                    "features": test_replay.inputs()["features"]}, test_replay.chosen("off"), test_replay.DAYS[-1])
 
 
 def by_pattern(X, y, rows, X_test):
@@ -350,14 +263,19 @@ def by_pattern(X, y, rows, X_test):
     return found.fillna(dict(enumerate(prior))).to_numpy()
 
 
-def test_t11_missing_values_do_not_name_the_symbol():
-    """Packaged panel: a model on the pattern of missing values alone is no better than the class shares, but would be if every feature were let in."""
+@pytest.fixture(scope="module")
+def bars():
+    """The packaged panel."""
     market.sync(home() / "cache")
-    bars = market.run({"cache": {"folder": home() / "cache"}}, Settings())
+    return market.run({"cache": {"folder": home() / "cache"}}, Settings())
+
+
+def test_t11_missing_values_do_not_name_the_symbol(bars):
+    """Packaged panel: a model on the pattern of missing values alone is no better than the class shares, but would be if every feature were let in."""
     as_of, index = pd.Timestamp(bars.documents["summary"]["as_of"]), bars.frames["index"]
-    outcome = labels.run({"market": bars.frames | bars.documents}, Settings(), as_of).frames["labels"]
     panel = bars.frames["panel"]
     panel = panel[(panel["session"] >= "2005") & (panel["session"] <= as_of)].reset_index(drop=True)
+    outcome = labels.triple_barrier(panel, Settings().labels)
     chosen = features.select(panel, index, Settings().features)[0]
     every = features.select(panel, index, Settings(features={"min_input_share": 1e-4}).features)[0]
     names = {"default": [f.name for f in chosen[::6]], "every": [f.name for f in every if f.name not in {g.name for g in chosen}][::5]}
@@ -401,9 +319,7 @@ def test_t12_a_symbol_takes_part_while_it_is_a_member(monkeypatch):
     assert (survivors_only["present"] < survivors_only["members"]).any() and not (told["present"] < told["members"]).any()  # and a panel of them is measured
 
 
-def test_t12_the_note_on_survivorship_cannot_get_lost():
-    market.sync(home() / "cache")
-    bars = market.run({"cache": {"folder": home() / "cache"}}, Settings())
+def test_t12_the_note_on_survivorship_cannot_get_lost(bars):
     assert "all survived" in bars.documents["summary"]["survivorship"] and "Measured: of the" in bars.documents["summary"]["survivorship"]
     trades = pd.DataFrame({"signal_session": EVALUATIONS[1.0]["session"].head(1), "symbol": ["S0"], "return_pct": [1.0]})
     given = {"meta": {"evaluation": EVALUATIONS[1.0]}, "backtest": {"trades": trades}}
@@ -416,7 +332,24 @@ def test_t12_the_note_on_survivorship_cannot_get_lost():
 
 
 # ---- T13: the gate run again until it passes --------------------------------------------------------------------------
-# See the error budget of 43_promotion: its red-team test belongs here as `test_t13_…`.
+
+def test_t13_looking_again_and_again_does_not_buy_a_promotion(monkeypatch):
+    """Twelve thousand worthless challengers in reigns of 24 looks: few reigns let one in; with a gate that counts no look, most do."""
+    draw = np.random.default_rng(13).normal(size=(500, 24))
+
+    def let_in():
+        spent, limit = 0.0, []
+        for look in range(1, 25):
+            limit.append(promotion.allowed(evidence(look=look, spent=spent)))
+            spent += limit[-1]
+        return float((draw > norm.isf(limit)).any(axis=1).mean())
+
+    assert let_in() <= 0.025 + 3 * np.sqrt(0.025 / 500)
+    monkeypatch.setattr(promotion, "allowed", lambda proof: proof.settings.promotion.level / 2)
+    assert let_in() > 0.4
+    for count in ({"look": 0}, {"trials": 0}):
+        with pytest.raises(DataError, match="at least 1: no decision"):
+            evidence(**count)
 
 
 # ---- T14: two label maps ---------------------------------------------------------------------------------------------
