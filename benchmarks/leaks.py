@@ -21,6 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import poison
+from timing import document, line
 
 from mltrader import audit, features
 from mltrader.config import Settings
@@ -110,7 +111,10 @@ def main() -> int:
     result = {"leaks": rows, "missed": missed, "clean": draws, "alarms": alarms, "red": red, "interval": exact_interval(red, draws), "python": platform.python_version(),
               "versions": {name: version(name) for name in ("numpy", "pandas", "numba")}}
     if args.json:
-        print(json.dumps(result, indent=1))
+        caught = len(rows) - len(missed)
+        lines = [line("planted leaks caught", caught, len(rows), not missed, ", ".join(missed), least=True),
+                 line("clean draws that turned red", red, 0, not red, f"of {draws}; 95 % interval of the share {result['interval'][0]:.1%} to {result['interval'][1]:.1%}", least=False)]
+        print(json.dumps(document(lines, ("numpy", "pandas", "numba"), args.quick, **{name: result[name] for name in ("leaks", "alarms")}), indent=1))
         return bool(missed or red)
     print(f"Python {platform.python_version()}, " + ", ".join(f"{name} {number}" for name, number in result["versions"].items()))
     print(f"\n{'leak':<36} {'fault':<64} {'expected':<10} {'':<7} named")
