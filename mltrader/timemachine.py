@@ -35,7 +35,7 @@ from . import store as db
 from .artifacts import ArtifactStore, publish
 from .backtest import HistoricalBacktest, class_scores
 from .config import Settings, home, load_settings, project_root
-from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, seed_for, to_session
+from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, digest_json, seed_for, to_session
 from .meta import predict_session
 from .portfolio import SESSIONS_A_YEAR, performance
 from .splits import log_loss_rows, rank_ic, session_interval
@@ -761,7 +761,7 @@ def explained(arm: Arm, day: Any, kernels: bool = False, settings: Settings | No
     Returns
     -------
     dict
-        `session run_id trigger verdict kind champion notes rules again equal`; `again` names what was compared, with True or False.
+        `session run_id trigger verdict kind champion notes rules again equal same_code`; `again` names what was compared, with True or False; `same_code`: whether the code is that of the walk.
 
     Raises
     ------
@@ -771,11 +771,14 @@ def explained(arm: Arm, day: Any, kernels: bool = False, settings: Settings | No
     folder = arm_folder(arm.name)
     if not (folder / "mltrader.db").is_file():
         raise ConfigError(f"The arm {arm.name!r} has not been walked: `mltrader timemachine --arm {arm.name}`.")
-    gate = decision_before(Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True), day)
+    store = Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True)
+    gate = decision_before(store, day)
+    with store.read() as conn:
+        same_code = db.version_row(conn, gate["model_version"])["manifest"]["code"] == digest_json(reports.code_digests(project_root()))
     again = reproduce(arm, gate["run_id"], settings, kernels)
     rules = [{name: rule[name] for name in ("rule", "status", "observed", "limit", "note")} for rule in gate["rules"]]
     return {"session": f"{gate['as_of']}", **{name: gate[name] for name in ("run_id", "trigger", "verdict", "kind", "champion", "notes")}, "rules": rules,
-            "again": dict(zip(again["what"], map(bool, again["equal"]), strict=True)), "equal": bool(again["equal"].all())}
+            "again": dict(zip(again["what"], map(bool, again["equal"]), strict=True)), "equal": bool(again["equal"].all()), "same_code": same_code}
 
 
 def in_words(told: Mapping[str, Any]) -> str:
@@ -783,8 +786,9 @@ def in_words(told: Mapping[str, Any]) -> str:
     rules = [f"  {rule['status']:15} {rule['rule']}: {rule['note']}" for rule in told["rules"] if rule["status"] != "passed"]
     same = [what for what, equal in told["again"].items() if not equal]
     after = f"in force after it: {told['champion']}" if told["champion"] else "no champion was in force after it"
+    same += [] if told["equal"] or told["same_code"] else ["(the code has been changed since; with the walk's own it may be equal)"]
     return "\n".join([f"{told['session']}, {told['trigger']}: {told['verdict']} ({told['kind']} candidate); {after}.", told["notes"] or "", *rules,
-                      f"Made again from what was on record then: {len(told['again'])} results compared, " + ("all equal." if not same else f"DIFFERENT: {', '.join(same)}.")])
+                      f"Made again from what was on record then: {len(told['again'])} results compared, " + ("all equal." if told["equal"] else f"DIFFERENT: {', '.join(same)}.")])
 
 
 def line(step: Step) -> str:

@@ -137,7 +137,7 @@ def test_a_look_is_the_evening_of_the_monitor(walked, tmp_path):
 
 def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path, monkeypatch):
     told = tm.explained(walked.main, END, settings=walked.settings)
-    assert told["equal"] and {"market", "meta", "promotion", "verdict", "rules"} <= set(told["again"])
+    assert told["equal"] and told["same_code"] and {"market", "meta", "promotion", "verdict", "rules"} <= set(told["again"])
     assert told["verdict"] in tm.in_words(told) and "all equal" in tm.in_words(told)
     path = walked.folder / "snapshots" / f"{told['session']}.db.gz"
     kept = path.read_bytes()
