@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import compare, core, log, notify, registry, reports
 from . import store as db
-from .artifacts import ArtifactStore, publish, sealed, sweep, unsealed
+from .artifacts import ArtifactStore, Recalled, publish, sealed, sweep, unsealed
 from .config import Settings, home, load_settings
 from .core import TASKS, Clock, ConfigError, IntegrityError, MltraderError, TaskOutput, VendorError, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
@@ -61,6 +61,7 @@ class Run:
     tasks: tuple[str, ...] = TASKS
     products: Path = field(default_factory=reports.products_folder)
     attempts: dict[str, int] = field(default_factory=dict)
+    artifacts: ArtifactStore = field(default_factory=lambda: Recalled(home() / "artifacts", kinds=("frame",)))
 
     def seconds_left(self) -> float:
         """Until the run has taken as long as it may."""
@@ -499,7 +500,7 @@ class BuildExecutor:
 def run_task(run: Run, name: str) -> TaskOutput:
     """One task of a run in this process; saved, and where it is the gate's, carried out."""
     paths = {task: {"out": str(run.products / task / "outputs.json")} for task in (name, *reports.PIPELINE[name].upstream)}
-    task = reports.open_task(name, paths, paths[name], store=run.store, clock=run.clock, settings=run.settings, run=(run.run_id, run.token))
+    task = reports.open_task(name, paths, paths[name], store=run.store, clock=run.clock, settings=run.settings, run=(run.run_id, run.token), artifacts=run.artifacts)
     output = importlib.import_module(f"mltrader.{reports.PIPELINE[name].module}").run(task.inputs, task.settings, task.as_of)
     task.save(output)
     if name == "promotion":

@@ -410,7 +410,7 @@ def read_outputs(path: Path | str) -> dict[str, Any]:
 
 
 def open_task(name: str, upstream: Any = None, product: Any = None, *, store: Store | None = None, clock: Clock | None = None,
-              settings: Settings | None = None, run: tuple[str, int] | None = None) -> Task:
+              settings: Settings | None = None, run: tuple[str, int] | None = None, artifacts: ArtifactStore | None = None) -> Task:
     """Open a task: drop stale marks, load the settings, connect the inputs.
 
     Parameters
@@ -419,7 +419,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
         One of `core.TASKS`.
     upstream, product : mapping or None
         As Ploomber injects them: paths by task and key. None (JupyterLab): the products of the last run are read, and nothing is stored.
-    store, clock, settings, run
+    store, clock, settings, run, artifacts
         For the fast path without kernels: what a kernel takes from its environment. `run` is (run id, fencing token).
 
     Raises
@@ -444,7 +444,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
             promised = (db.runs(conn, run_id=run[0]) or [{}])[0].get("settings_digest")
         if promised != settings.digest():
             raise ConfigError("The settings were changed while the run was going on; run again, and it will use the new ones.")
-    artifacts = ArtifactStore(home() / "artifacts")
+    artifacts = artifacts or ArtifactStore(home() / "artifacts")
     paths = {task: (upstream[task]["out"] if upstream else products_folder() / task / "outputs.json") for task in PIPELINE[name].upstream}
     documents = {task: read_outputs(path) for task, path in paths.items()}
     as_of = to_session(documents["market"]["as_of"]) if documents else (settings.run.as_of and to_session(settings.run.as_of))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS', 'Arm', 'settings_of', 'at_home', 'arm_folder',
-           'evening', 'World', 'the_world', 'Recalled', 'Watchman', 'look_for_drift', 'look_for_events', 'look',
-           'whole_look', 'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session', 'cycle',
-           'thin', 'Step', 'evenings', 'walk', 'say_all', 'in_turn', 'prior_shares', 'heard', 'scopes', 'rivals_in',
-           'score', 'money', 'crises_met', 'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce',
-           'explained', 'in_words', 'line', 'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict',
-           'timeline', 'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
+           'evening', 'World', 'the_world', 'Watchman', 'look_for_drift', 'look_for_events', 'look', 'whole_look',
+           'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session', 'cycle', 'thin', 'Step',
+           'evenings', 'walk', 'say_all', 'in_turn', 'prior_shares', 'heard', 'scopes', 'rivals_in', 'score', 'money',
+           'crises_met', 'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained', 'in_words',
+           'line', 'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
+           'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
            'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
@@ -32,7 +32,7 @@ import pandas as pd
 
 from . import drift, events, features, labels, market, monitor, orchestrator, predict, regimes, registry, reports
 from . import store as db
-from .artifacts import ArtifactStore, publish
+from .artifacts import ArtifactStore, Recalled, publish
 from .backtest import HistoricalBacktest, class_scores
 from .config import Settings, home, load_settings, project_root
 from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, digest_json, seed_for, to_session
@@ -172,23 +172,6 @@ def _in_time(value: Any) -> Any:
     return value
 
 # %% ../nbs/80_timemachine.ipynb #6d3f6f57
-class Recalled(ArtifactStore):
-    """An artifact store that parses the last few models once."""
-
-    def __init__(self, folder: Path, most: int = 24) -> None:
-        super().__init__(folder)
-        self._most, self._held = most, {}
-
-    def get(self, entry: Any) -> Any:
-        """The value of an artifact; the same object as last time, if it is still held."""
-        key = (entry if isinstance(entry, Mapping) else entry.as_dict())["sha256"]
-        if key not in self._held:
-            while len(self._held) >= self._most:
-                self._held.pop(next(iter(self._held)))
-            self._held[key] = super().get(entry)
-        return self._held[key]
-
-
 @dataclass(eq=False)
 class Watchman:
     """What looks at consecutive sessions share: the world, the open store, models and drift references that were read already."""
@@ -405,23 +388,24 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
     with at_home(folder):
         chosen, store = settings_of(arm, base, folder), Store()
         world = the_world(chosen)
-        man = Watchman(world, chosen, store, Recalled(home() / "artifacts"))
+        man = Watchman(world, chosen, store, Recalled(home() / "artifacts", 500_000_000))
         alert, last = set(alert_sessions(world.made["market"]["index"], chosen)), last_evening(store)
-    waited = chosen.timemachine.look_every
+    regular = world.sessions[::chosen.timemachine.look_every]  # counted from the first session of all, so that a walk which was stopped looks on the same evenings
     if last is not None:
         with at_home(folder):
+            before = regular[regular <= last.to_datetime64()][-1]
+            man.drifted = look_for_drift(man, before, world.known_at(before))[1]
             step = _with_cycle(man, folder, last, {"events": [], "rolled_back": None}, time.perf_counter())  # of an evening whose cycle was cut off
         if step.cycle is not None:
             yield step
+    often = set(regular)
     for session in evenings(world.sessions, start, end, last):
-        day, waited = pd.Timestamp(session), waited + 1
-        moving, regular = session in alert or bool(moving_events(store)), waited >= chosen.timemachine.look_every
-        if not moving and not regular:
+        day, moving, due = pd.Timestamp(session), session in alert or bool(moving_events(store)), session in often
+        if not moving and not due:
             continue
-        waited = 0 if regular else waited
         with at_home(folder):  # not while whoever takes the steps has the word
             began = time.perf_counter()
-            found = whole_look(man, day) if any(event["state"] == "matured" for event in moving_events(store)) else look(man, day, moving, regular)
+            found = whole_look(man, day) if any(event["state"] == "matured" for event in moving_events(store)) else look(man, day, moving, due)
             step = _with_cycle(man, folder, day, found, began)
         yield step
         if until():
@@ -856,7 +840,7 @@ def journey(name: str = "main", settings: Settings | None = None) -> Journey | N
     other = None if window is None else (Store(f"sqlite:///{window / 'mltrader.db'}", read_only=True), ArtifactStore(window / "artifacts"))
     with at_home(folder):
         chosen, store = settings_of(arm, base, folder), Store()
-        world, artifacts = the_world(chosen), Recalled(home() / "artifacts")
+        world, artifacts = the_world(chosen), Recalled(home() / "artifacts", 500_000_000)
         with store.read() as conn:
             days = [row["as_of"] for row in db.runs(conn) if row["as_of"] and row["status"] == "success"]
             captured = db.captured_events(conn)

@@ -60,7 +60,7 @@ def rows(store, query, *values):
 
 def test_the_walk_trains_when_it_is_due_and_meets_the_crash(walked):
     cycles = [step for step in walked.steps if step.cycle]
-    assert cycles[0].trigger == "never trained" and cycles[0].session == walked.steps[0].session == pd.Timestamp(START) and all(step.cycle["error"] is None for step in cycles) and len(cycles) >= 2
+    assert cycles[0].trigger == "never trained" and cycles[0].session == walked.steps[0].session <= pd.Timestamp(START) + pd.Timedelta(days=7) and all(step.cycle["error"] is None for step in cycles) and len(cycles) >= 2
     assert any(step.trigger.startswith(("scheduled", "new event", "drift")) for step in cycles[1:])
     days = [step.session for step in walked.steps]
     assert days == sorted(set(days)) and days[-1] >= pd.Timestamp(END) - pd.Timedelta(days=9)
