@@ -162,8 +162,8 @@ class Loop:
         samples, plan, folds = (inputs["memory"][name] for name in ("samples", "plan", "folds"))
         names, kept, (fit, recipe) = sample_features(samples), {}, refits.fit_of(base, DEFAULT, settings)
 
-        def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame) -> tuple[np.ndarray, Any]:
-            model = fit(X, y, rows, 1)
+        def fit_predict(X: pd.DataFrame, y: np.ndarray, rows: pd.DataFrame, X_test: pd.DataFrame, model: Any = None) -> tuple[np.ndarray, Any]:
+            model = fit(X, y, rows, 1) if model is None else model
             return model.predict_proba(X_test), model
 
         made = splits.out_of_fold(samples, names, plan, folds, fit_predict, recipe, self.cache, settings.splits.min_train_rows, 1, None, kept)

@@ -385,7 +385,7 @@ def test_the_dates_are_part_of_the_fold_key():
     samples = inputs["memory"]["samples"]
     samples.loc[0, "label_known_at"] += pd.Timedelta(days=1)
     boosting.run(inputs, chosen, as_of)
-    assert len(set(inputs["fold_cache"]) - before) == 4  # predictions and model of two folds
+    assert len(set(inputs["fold_cache"]) - before) == 5  # predictions and model of two folds, and the refit
 
 
 def test_every_class_column_is_there():
