@@ -206,6 +206,7 @@ def test_triggers_in_their_order(tmp_path):
 def test_a_failed_cycle_is_recorded_and_raises_its_own_code(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
     monkeypatch.setenv("MLTRADER_RUN__REPORTS", str(tmp_path / "reports"))
+    monkeypatch.setenv("MLTRADER_RUN__RETRIES_DATA", "1")  # each further one waits longer
     result = TrainingOrchestrator().run_training_cycle(kernels=False)  # no data in the cache
     assert (result["success"], result["exit_code"]) == (False, 5) and "data sync" in result["error"]
     with Store().read() as conn:
