@@ -31,6 +31,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
+import timing  # noqa: E402
 import worlds  # noqa: E402
 from loop import RECIPES, SMALL, STEP, Known, Loop, in_memory, merged, oracle, oracle_looks, true_losses  # noqa: E402
 from scipy.stats import beta  # noqa: E402
@@ -294,6 +296,18 @@ def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> N
         print(f"{name} {seed}: promoted in {[i for i, c in enumerate(result['cycles']) if c['promoted']]}, {result['cpu_s']:.0f} CPU-s", file=sys.stderr, flush=True)
 
 
+def rows_of(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables in the shape of the benchmark book; a study that is not whole has no bar."""
+    whole = {name for name, case in CASES.items() if made["missing"].get(name, 0) == 0}
+    rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], one["bar"] if one["world"] in whole else None, one["ok"],
+                        f"of {one['worlds']} worlds, at most {one['upper']:.1%} (one-sided 95 %); {one['promotions']} promotions in {one['worlds_promoted']} worlds", unit="worlds", least=False) for one in made["errors"]]
+    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], RATIO if CASES[one["world"]].aimed and one["world"] in whole else None, one["ok"],
+                         f"promoted in {one['loop']} of {one['worlds']} worlds, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
+    if b := made["break"]:
+        rows.append(timing.line("break: champion replaced in time", b["replaced"] / max(b["worlds"], 1), RATIO if "break" in whole else None, b["ok"], f"of {b['worlds']} worlds, within {WITHIN} cycles", least=True))
+    return rows
+
+
 def main() -> None:
     """Compute a piece, and report on what there is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,7 +331,7 @@ def main() -> None:
     made, known = summary(found), {place(root, name).name for name in CASES}
     others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
     if options.json:
-        print(json.dumps({**made, "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
+        print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": [f"{count} worlds of {name}" for name, count in made["missing"].items()], "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
     else:
         show(made, others)
     sys.exit(made["missed"] and not options.quick)
