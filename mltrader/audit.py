@@ -8,10 +8,10 @@ __all__ = ['Array', 'Frames', 'KEYS', 'KINDS', 'PUBLISHED_LATER', 'HOLES', 'FAUL
            'YOUNG', 'YEARS', 'MOST_WARM_UP', 'hide', 'Subject', 'differences', 'find_leaks', 'label_table',
            'feature_table', 'regime_tables', 'training_sets', 'subjects', 'some_symbols', 'cut_points', 'Findings',
            'lookahead', 'Recursion', 'relative_error', 'find_unsettled', 'regime_warm_up', 'feature_ages',
-           'regime_ages', 'recursions', 'start_points', 'recursive', 'changed', 'rehearsal', 'another_future',
-           'told_at', 'World', 'step', 'histories', 'maturity', 'past_differences', 'day_differences', 'rehearsal_cuts',
-           'pipeline', 'worlds', 'first_difference', 'Own', 'code_cells', 'read_own', 'own_table', 'own_ages',
-           'audit_own', 'in_own_process', 'answer']
+           'regime_ages', 'recursions', 'start_points', 'recursive', 'rehearsal', 'another_future', 'told_at', 'World',
+           'step', 'histories', 'maturity', 'past_differences', 'day_differences', 'rehearsal_cuts', 'pipeline',
+           'worlds', 'first_difference', 'Own', 'code_cells', 'read_own', 'own_table', 'own_ages', 'audit_own',
+           'in_own_process', 'answer']
 
 # %% ../nbs/81_audit.ipynb #8db49f0d
 import json
@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from . import archive, features, labels, market, memory, regimes, reports
-from .config import LabelSettings, RegimeSettings, Settings
+from .config import LabelSettings, RegimeSettings, Settings, changed
 from .core import PROBABILITIES, TASKS, ConfigError, DataError, MltraderError, TaskOutput, digest_json, require_columns, to_session, usable_at
 from .splits import check_features
 from .store import clean
@@ -754,11 +754,6 @@ SMALL: dict[str, dict[str, Any]] = {  # a leak does not depend on the size of a 
     "backtest": {"variant_shares": (0.3,), "variant_holdings": (1.0,), "pbo_blocks": 4}, "training": {"min_samples_for_training": 50},
     "run": {"threads": 1, "as_of": None}}
 BEFORE_TESTS = 100  # sessions of samples before the first year that is predicted
-
-
-def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
-    """`settings` with other values in some sections; they are not validated again."""
-    return settings.model_copy(update={name: getattr(settings, name).model_copy(update=dict(values)) for name, values in sections.items()})
 
 
 def rehearsal(frames: Frames, settings: Settings) -> tuple[dict[str, pd.DataFrame], Settings]:

@@ -419,7 +419,7 @@ def timemachine(
     end: Annotated[str, typer.Option(help="Last year, or day; at most the end of the data.")] = "2022",
     arm: Annotated[str, typer.Option(help="What is walked: main, or the same with another setting: no_archive, replay, calendar, hindsight.")] = "main",
     minutes: Annotated[float | None, typer.Option(help="Stop after so long; the next call goes on from there.")] = None,
-    every: Annotated[int, typer.Option(help="Make every so manieth cycle again through the notebooks, and compare.")] = 0,
+    every: Annotated[int, typer.Option(help="Make each N-th cycle again through the notebooks, and compare; 0: none.")] = 0,
     explain: Annotated[str | None, typer.Option(help="Tell the last decision up to this day, and make it again.")] = None,
     kernels: Annotated[bool, typer.Option("--kernels", help="With --explain: make it again through the notebooks.")] = False,
     dry_run: DryRun = False, as_json: Json = False,

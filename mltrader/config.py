@@ -8,13 +8,14 @@ __all__ = ['CANONICAL_EVENTS', 'STATES', 'Candidate', 'NOTIFY_URL', 'ChannelName
            'RegimeSettings', 'LabelSettings', 'DriftSettings', 'EventDefinition', 'EventSettings', 'ReplaySettings',
            'MemorySettings', 'SplitSettings', 'ForestSettings', 'BoostingSettings', 'TuningSettings', 'MetaSettings',
            'BacktestSettings', 'ExplainSettings', 'PromotionSettings', 'WatchSettings', 'TrainingSettings',
-           'NotifySettings', 'ScheduleSettings', 'DashboardSettings', 'TimeMachineSettings', 'Settings',
-           'settings_path', 'load_settings', 'home', 'database_url']
+           'NotifySettings', 'ScheduleSettings', 'DashboardSettings', 'TimeMachineSettings', 'Settings', 'changed',
+           'settings_path', 'load_settings', 'set_environment', 'home', 'database_url']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -507,6 +508,11 @@ class Settings(Section):
         """SHA-256 of the effective settings, or of the named sections only."""
         return digest_json(self.model_dump(mode="json", include=set(sections) or None))
 
+
+def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """`settings` with other values in some sections; they are not validated again."""
+    return settings.model_copy(update={name: getattr(settings, name).model_copy(update=dict(values)) for name, values in sections.items()})
+
 # %% ../nbs/01_config.ipynb #2942a43d
 NOT_SETTINGS = ("MLTRADER_HOME", "MLTRADER_SETTINGS", "MLTRADER_DATABASE_URL",  # where things are, not what is computed
                 "MLTRADER_TEST_DATABASE_URL", "MLTRADER_RUN_ID", "MLTRADER_RUN_TOKEN", "MLTRADER_FAILPOINT", DASHBOARD_TOKEN)  # and what tests and runs tell their processes
@@ -577,6 +583,25 @@ def load_settings(path: Path | None = None, environment: Mapping[str, str] | Non
         raise ConfigError(f"Settings ({path or 'defaults'} and MLTRADER_ variables) are not valid: {faults}") from None  # an address put into [notify] by mistake is not repeated
 
 # %% ../nbs/01_config.ipynb #5fc8aceb
+@contextmanager
+def set_environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables with other values (None: not set) while the block runs, and as they were afterwards."""
+    before = {name: os.environ.get(name) for name in changes}
+
+    def take(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    take(changes)
+    try:
+        yield
+    finally:
+        take(before)
+
+
 def home(environment: Mapping[str, str] | None = None) -> Path:
     """The folder of all state: `MLTRADER_HOME`, or `.mltrader` in the project folder."""
     environment = os.environ if environment is None else environment

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from . import compare, core, log, notify, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, Recalled, publish, sealed, sweep, unsealed
-from .config import Settings, home, load_settings
+from .config import Settings, home, load_settings, set_environment
 from .core import TASKS, Clock, ConfigError, IntegrityError, MltraderError, TaskOutput, VendorError, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
@@ -112,21 +112,15 @@ def open_run(kind: str, trigger: str, store: Store, settings: Settings, clock: C
     run, stop = Run(run_id, token, kind, trigger, store, settings, clock, clock.now(), **more), threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(run, seconds, stop), daemon=True)
     beat.start()
-    before = {name: os.environ.get(name) for name in (reports.RUN_ID, reports.RUN_TOKEN)}  # a run may be opened inside another, as in examples
-    os.environ[reports.RUN_ID], os.environ[reports.RUN_TOKEN] = run_id, str(token)
     log.event("run", f"{kind} begins", clock=clock, trigger=trigger)
     end = ("failed", "The run ended without being closed.")
     try:
-        yield run
+        with set_environment({reports.RUN_ID: run_id, reports.RUN_TOKEN: str(token)}):  # as it was afterwards: a run may be opened inside another, as in examples
+            yield run
     except KeyboardInterrupt:  # between two tasks, or while it was closed
         end = ("interrupted", "Interrupted.")
         raise
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         stop.set()
         beat.join(timeout=10)
         with store.write() as conn:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAME_SECTIONS', 'session_inputs', 'check_features', 'version_for', 'Prediction', 'predict', 'say', 'Shadow',
-           'named_version', 'rival_of', 'shadow', 'record', 'prior_losses', 'same_labels', 'resolve', 'paired_rows',
-           'watch', 'watch_history']
+           'named_version', 'rival_of', 'shadow', 'record', 'prior_shares', 'prior_losses', 'same_labels', 'resolve',
+           'paired_rows', 'watch', 'watch_history']
 
 # %% ../nbs/53_predict.ipynb #358b5ae9
 from collections.abc import Collection, Mapping, Sequence
@@ -278,22 +278,27 @@ def record(store: Store, run_id: str, token: int, made: Prediction, rival: Predi
         return db.write_rows(conn, run_id, {"model_predictions": rows})["model_predictions"]
 
 # %% ../nbs/53_predict.ipynb #808fc540
-def prior_losses(labels: pd.DataFrame, sessions: pd.Series, label: Any) -> np.ndarray:
-    """Log-loss (nats) of the class shares known at each of `sessions`; NaN where no label was known.
+def prior_shares(labels: pd.DataFrame, sessions: pd.Series) -> np.ndarray:
+    """Class shares of the labels known at each session: (n_rows, 3); NaN where none was.
 
     Parameters
     ----------
     labels : DataFrame [label, label_known_at]
         All labels, of whichever symbol.
-    sessions, label : of shape (n_rows,)
-        Session of a prediction, and the class that came true.
+    sessions : Series of shape (n_rows,)
     """
     order = np.argsort(labels["label_known_at"].to_numpy(), kind="stable")
     counts = np.vstack([np.zeros(len(CLASSES)), np.cumsum(np.eye(len(CLASSES))[labels["label"].to_numpy()[order].astype(np.int64)], axis=0)])
     known = counts[np.searchsorted(labels["label_known_at"].to_numpy()[order], sessions.to_numpy(), side="right")]
     total = known.sum(axis=1, keepdims=True)
-    shares = np.divide(known, total, out=np.full_like(known, 1 / len(CLASSES)), where=total > 0)
-    return np.where(total[:, 0] > 0, log_loss_rows(label, shares), np.nan)
+    return np.divide(known, total, out=np.full_like(known, np.nan), where=total > 0)
+
+
+def prior_losses(labels: pd.DataFrame, sessions: pd.Series, label: Any) -> np.ndarray:
+    """Log-loss (nats) of the class shares known at each of `sessions`, where the classes `label` came true; NaN where no label was known. See `prior_shares`."""
+    shares = prior_shares(labels, sessions)
+    unknown = np.isnan(shares[:, 0])
+    return np.where(unknown, np.nan, log_loss_rows(label, np.where(unknown[:, None], 1 / len(CLASSES), shares)))
 
 
 def same_labels(store: Store, versions: Sequence[str], rule: LabelSettings) -> set[str]:

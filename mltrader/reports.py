@@ -8,11 +8,12 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
            'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
-           'read_outputs', 'open_task', 'peak_memory', 'live_rows', 'session_frame', 'page', 'formulas_as_mathml',
-           'split_notebook', 'harmless', 'shown_cell', 'readable_tables', 'picture', 'run_section', 'notebook_page',
-           'code_digests', 'build_manifest', 'seal_manifest', 'read_manifest', 'check_manifest', 'reports_folder',
-           'collect_notebooks', 'task_page', 'badge', 'html_table', 'run_index', 'sparkline', 'run_records',
-           'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run', 'runs', 'load_product']
+           'read_outputs', 'open_task', 'peak_memory', 'watched_champion', 'live_rows', 'session_frame', 'page',
+           'formulas_as_mathml', 'split_notebook', 'harmless', 'shown_cell', 'readable_tables', 'picture',
+           'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest', 'read_manifest',
+           'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table', 'run_index',
+           'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run', 'runs',
+           'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -456,7 +457,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     inputs["cache"] = {"folder": home() / "cache"}
     inputs["fold_cache"] = FoldCache(home() / "folds", ArtifactStore(home() / "folds" / "files"))  # apart: it may be shared, or thrown away
     if name == "drift":
-        inputs |= _watched_champion(store, artifacts, as_of)
+        inputs |= watched_champion(store, artifacts, as_of)
     if name == "explain":
         inputs["explained"] = _explained_before(store, artifacts, as_of)
     if name == "promotion":
@@ -494,7 +495,7 @@ def _if_whole(artifacts: ArtifactStore, entry: Mapping[str, Any] | None) -> Any:
         return None
 
 
-def _watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any) -> dict[str, Any]:
+def watched_champion(store: Store | None, artifacts: ArtifactStore, as_of: Any) -> dict[str, Any]:
     """What drift is measured against besides bars: the champion in force before `as_of` with its stored out-of-fold predictions and drift reference, and what it has said since."""
     record, rows = None, {"predictions": [], "outcomes": []}
     if store is not None:

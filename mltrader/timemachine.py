@@ -6,23 +6,23 @@
 __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS', 'Arm', 'settings_of', 'at_home', 'arm_folder',
            'evening', 'World', 'the_world', 'Watchman', 'look_for_drift', 'look_for_events', 'look', 'whole_look',
            'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session', 'cycle', 'thin', 'Step',
-           'evenings', 'walk', 'say_all', 'in_turn', 'prior_shares', 'heard', 'scopes', 'rivals_in', 'score', 'money',
-           'crises_met', 'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained', 'in_words',
-           'line', 'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
+           'evenings', 'walk', 'due_cycle', 'noted', 'say_all', 'in_turn', 'heard', 'scopes', 'rivals_in', 'score',
+           'money', 'crises_met', 'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained',
+           'in_words', 'line', 'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
            'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
            'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
 import gzip
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from datetime import time as day_time
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -34,8 +34,8 @@ from . import drift, events, features, labels, market, monitor, orchestrator, pr
 from . import store as db
 from .artifacts import ArtifactStore, Recalled, publish
 from .backtest import HistoricalBacktest, class_scores
-from .config import Settings, home, load_settings, project_root
-from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, digest_json, seed_for, to_session
+from .config import CANONICAL_EVENTS, Settings, changed, home, load_settings, project_root, set_environment
+from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, digest_json, seed_for, to_session, usable_at
 from .meta import predict_session
 from .portfolio import SESSIONS_A_YEAR, performance
 from .splits import log_loss_rows, rank_ic, session_interval
@@ -59,18 +59,14 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
     Arm("no_archive", {"memory": {"archive_share": 0.0}}, "models learn from the rolling window alone"),
     Arm("replay", {"replay": {"mode": "double_ensemble"}}, "models learn more from rows that were hard for a first fit"),
     Arm("calendar", {"training": {"min_drift_for_retrain": 1.0}}, "drift never asks for a retraining"),
-    Arm("hindsight", {"events": None}, "the eight canonical crises are archived as soon as they have matured: hindsight about their dates"),
+    Arm("hindsight", {"events": {}}, "the eight canonical crises are archived as soon as they have matured: hindsight about their dates"),
 )}
 
 
 def settings_of(arm: Arm, base: Settings, folder: Path) -> Settings:
     """The effective settings of an arm whose home is `folder`."""
-    changes = {name: dict(values or {}) for name, values in arm.changes.items()}
-    if "events" not in arm.changes:
-        changes["events"] = {"canonical": []}
-    changes.setdefault("training", {}).setdefault("training_interval_days", base.timemachine.interval_days)
-    changes["run"] = {"reports": str(folder / "reports"), "as_of": None}
-    changes["notify"] = {"channels": []}
+    changes = {"events": {"canonical": []}, **arm.changes, "run": {"reports": str(folder / "reports"), "as_of": None}, "notify": {"channels": []}}
+    changes["training"] = {"training_interval_days": base.timemachine.interval_days, **arm.changes.get("training", {})}
     document = base.model_dump(mode="json")
     return Settings.model_validate({name: section | changes.get(name, {}) for name, section in document.items()})
 
@@ -84,17 +80,8 @@ def at_home(folder: Path) -> Iterator[Path]:
         (outer / name).mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
             (folder / name).symlink_to((outer / name).resolve(), target_is_directory=True)
-    before = {name: os.environ.get(name) for name in ("MLTRADER_HOME", "MLTRADER_DATABASE_URL")}
-    os.environ["MLTRADER_HOME"] = str(folder.resolve())
-    os.environ.pop("MLTRADER_DATABASE_URL", None)
-    try:
+    with set_environment({"MLTRADER_HOME": str(folder.resolve()), "MLTRADER_DATABASE_URL": None}):
         yield folder
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def arm_folder(arm: str, under: Path | None = None) -> Path:
@@ -132,9 +119,10 @@ class World:
     bars: np.ndarray
 
     def known_at(self, session: Any) -> dict[str, dict[str, Any]]:
-        """What the evening of a session knows, in the form of the tasks' outputs (views, not copies)."""
+        """What the evening of a session knows, in the form of the tasks' outputs; frames are views, not copies, but for the labels."""
         day = np.datetime64(to_session(session))
         found = {task: {name: _until(value, day) for name, value in outputs.items()} for task, outputs in self.made.items()}
+        found["labels"]["labels"] = found["labels"]["labels"][usable_at(found["labels"]["labels"], session)]  # what came of later trades is not known yet
         recent = self.sessions[self.sessions <= day][-features.LATEST:][0]
         for task, name in (("features", "features"), ("regimes", "symbol_regimes")):
             whole = found[task][name]
@@ -205,7 +193,7 @@ def look_for_drift(man: Watchman, session: Any, known: Mapping[str, Any]) -> tup
     top, alarm = float(windows["score"].max()), bool(windows["detected"].any())
     harm = drift.harm_test(None, None, day, rule)
     if alarm:  # read only where it decides something
-        found = reports._watched_champion(man.store, man.artifacts, day)
+        found = reports.watched_champion(man.store, man.artifacts, day)
         harm = drift.harm_test(found["champion"]["evaluation"], found["live"]["outcomes"], day, rule)
     wanted, why = drift.retrain_decision(top, alarm, harm, state["drift_history"], np.unique(known["features"]["features"]["session"].to_numpy()), rule)
     kinds = {"feature": windows.assign(p_value=windows["p_window"]), "performance": drift.one_row(0, harm["rise"], harm["p_value"], harm["verdict"] == "harm"),
@@ -304,7 +292,7 @@ def keep_snapshot(store: Store, folder: Path, session: Any) -> Path:
 
 def at_session(settings: Settings, session: Any) -> Settings:
     """The settings of a run as of a session."""
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"as_of": to_session(session).date()})})
+    return changed(settings, run={"as_of": to_session(session).date()})
 
 
 YOUNG = ("task `memory` failed", "task `meta` failed")  # what a history that is too short ends in
@@ -337,8 +325,8 @@ def thin(store: Store) -> int:
         reigned = {move["model_version"] for move in db.alias_history(conn, registry.CHAMPION)}
         for version in db.known_versions(conn):
             manifest = db.version_row(conn, version["id"])["manifest"]
-            keep |= {entry["sha256"] for entry in (manifest if version["id"] in reigned else manifest["components"]).values() if isinstance(entry, Mapping) and "sha256" in entry}
-            keep |= {entry["sha256"] for entry in manifest["components"].values()}
+            carried = [*manifest["components"].values(), *(manifest.values() if version["id"] in reigned else ())]
+            keep |= {entry["sha256"] for entry in carried if isinstance(entry, Mapping) and "sha256" in entry}
         keep |= {row["sha256"] for row in db.archived_events(conn)}
     for product in (path for folder in ("products", "monitor") for path in (home() / folder).glob("*/outputs.json")):
         keep |= {entry["sha256"] for entry in reports.read_outputs(product)["entries"].values()}
@@ -395,39 +383,42 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
         with at_home(folder):
             before = regular[regular <= last.to_datetime64()][-1]
             man.drifted = look_for_drift(man, before, world.known_at(before))[1]
-            step = _with_cycle(man, folder, last, {"events": [], "rolled_back": None}, time.perf_counter())  # of an evening whose cycle was cut off
-        if step.cycle is not None:
-            yield step
+            began = time.perf_counter()
+            why, made = due_cycle(man, folder, last)  # of an evening whose cycle was cut off
+        if made is not None:
+            yield noted(folder, Step(last, {"events": [], "rolled_back": None}, why, made, time.perf_counter() - began))
     often = set(regular)
     for session in evenings(world.sessions, start, end, last):
-        day, moving, due = pd.Timestamp(session), session in alert or bool(moving_events(store)), session in often
+        day, waiting, due = pd.Timestamp(session), moving_events(store), session in often
+        moving = bool(waiting) or session in alert
         if not moving and not due:
             continue
         with at_home(folder):  # not while whoever takes the steps has the word
             began = time.perf_counter()
-            found = whole_look(man, day) if any(event["state"] == "matured" for event in moving_events(store)) else look(man, day, moving, due)
-            step = _with_cycle(man, folder, day, found, began)
-        yield step
+            found = whole_look(man, day) if any(event["state"] == "matured" for event in waiting) else look(man, day, moving, due)
+            why, made = due_cycle(man, folder, day)
+        yield noted(folder, Step(day, found, why, made, time.perf_counter() - began))
         if until():
             return
 
 
-def _with_cycle(man: Watchman, folder: Path, day: pd.Timestamp, found: Mapping[str, Any], began: float) -> Step:
-    """The end of an evening: a cycle, if one is due; and a line in the walk's book."""
+def due_cycle(man: Watchman, folder: Path, day: pd.Timestamp) -> tuple[str | None, dict[str, Any] | None]:
+    """What asks for a cycle on an evening, and the cycle; None, None where nothing does."""
     due, why = orchestrator.TrainingOrchestrator(man.store, evening(day), man.settings).should_run_training()
     tried = _last_attempt(man.store)
-    if due and why == "never trained" and tried is not None and (day - tried).days < man.settings.training.training_interval_days:
-        due = False  # an attempt failed for want of history: more of it comes with time
-    made = None
-    if due:
-        keep_snapshot(man.store, folder, day)
-        made = cycle(man.store, man.settings, day, why)
-        thin(man.store)
-    step = Step(day, found, why if due else None, made, time.perf_counter() - began)
-    if not found.get("run_id") and made is None:
-        return step  # nothing was cut off
+    young = why == "never trained" and tried is not None and (day - tried).days < man.settings.training.training_interval_days
+    if not due or young:  # an attempt failed for want of history: more of it comes with time
+        return None, None
+    keep_snapshot(man.store, folder, day)
+    made = cycle(man.store, man.settings, day, why)
+    thin(man.store)
+    return why, made
+
+
+def noted(folder: Path, step: Step) -> Step:
+    """The step, with a line in the walk's book of times."""
     with (folder / "steps.jsonl").open("a") as file:
-        file.write(json.dumps({**asdict(step), "session": f"{day:%Y-%m-%d}"}) + "\n")
+        file.write(json.dumps({**asdict(step), "session": f"{step.session:%Y-%m-%d}"}) + "\n")
     return step
 
 
@@ -476,15 +467,6 @@ def in_turn(sessions: np.ndarray, begins: Sequence[tuple[Any, str]]) -> pd.Serie
     return pd.Series(np.array([version for _, version in begins], dtype=object)[at[at >= 0]], index=sessions[at >= 0])
 
 
-def prior_shares(known: pd.DataFrame, sessions: pd.Series) -> np.ndarray:
-    """Class shares of the labels known at each session: (n_rows, 3); a third each where none was."""
-    order = np.argsort(known["label_known_at"].to_numpy(), kind="stable")
-    counts = np.vstack([np.zeros(len(CLASSES)), np.cumsum(np.eye(len(CLASSES))[known["label"].to_numpy()[order].astype(np.int64)], axis=0)])
-    found = counts[np.searchsorted(known["label_known_at"].to_numpy()[order], sessions.to_numpy(), side="right")]
-    total = found.sum(axis=1, keepdims=True)
-    return np.divide(found, total, out=np.full_like(found, 1 / len(CLASSES)), where=total > 0)
-
-
 def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[Store, ArtifactStore] | None = None) -> pd.DataFrame:
     """Everybody's words on the sessions of which the champion spoke and whose labels are known.
 
@@ -515,7 +497,7 @@ def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[St
         with window[0].read() as conn:
             begins = [(row["as_of"], row["model_version"]) for row in db.gate_history(conn)]
         frame = frame.merge(_named(say_all(world, *window, in_turn(days, begins)), "window"), on=keys)
-    prior = pd.DataFrame(prior_shares(table, frame["session"]), columns=[f"prior_{name}" for name in CLASSES])
+    prior = pd.DataFrame(predict.prior_shares(table, frame["session"]), columns=[f"prior_{name}" for name in CLASSES])
     return pd.concat([frame.sort_values(keys, ignore_index=True), prior], axis=1).assign(prior_abstain=False)
 
 
@@ -727,15 +709,8 @@ def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: 
 def _with_kernels(settings: Settings, folder: Path, day: Any, trigger: str) -> dict[str, Any]:
     """A cycle through the notebooks, with these settings."""
     (folder / "settings.toml").write_text(as_toml(settings))
-    before = os.environ.get("MLTRADER_SETTINGS")
-    os.environ["MLTRADER_SETTINGS"] = str((folder / "settings.toml").resolve())
-    try:
+    with set_environment({"MLTRADER_SETTINGS": str((folder / "settings.toml").resolve())}):
         made = orchestrator.TrainingOrchestrator(Store(), evening(day), load_settings()).run_training_cycle(trigger, force=True)
-    finally:
-        if before is None:
-            os.environ.pop("MLTRADER_SETTINGS")
-        else:
-            os.environ["MLTRADER_SETTINGS"] = before
     return {"run_id": made["run_id"], "error": made.get("error")}
 
 # %% ../nbs/80_timemachine.ipynb #d59f107a
@@ -768,11 +743,11 @@ def explained(arm: Arm, day: Any, kernels: bool = False, settings: Settings | No
 def in_words(told: Mapping[str, Any]) -> str:
     """What `explained` found, as text."""
     rules = [f"  {rule['status']:15} {rule['rule']}: {rule['note']}" for rule in told["rules"] if rule["status"] != "passed"]
-    same = [what for what, equal in told["again"].items() if not equal]
     after = f"in force after it: {told['champion']}" if told["champion"] else "no champion was in force after it"
-    same += [] if told["equal"] or told["same_code"] else ["(the code has been changed since; with the walk's own it may be equal)"]
+    again = "all equal" if told["equal"] else "DIFFERENT: " + ", ".join(what for what, equal in told["again"].items() if not equal)
+    code = "" if told["equal"] or told["same_code"] else " The code has been changed since; with the walk's own they may be equal."
     return "\n".join([f"{told['session']}, {told['trigger']}: {told['verdict']} ({told['kind']} candidate); {after}.", told["notes"] or "", *rules,
-                      f"Made again from what was on record then: {len(told['again'])} results compared, " + ("all equal." if told["equal"] else f"DIFFERENT: {', '.join(same)}.")])
+                      f"Made again from what was on record then: {len(told['again'])} results compared, {again}.{code}"])
 
 
 def line(step: Step) -> str:
@@ -795,7 +770,7 @@ def walked_until(arm: Arm) -> str | None:
 # %% ../nbs/80_timemachine.ipynb #b968837f
 @dataclass(frozen=True, eq=False)
 class Journey:
-    """A walk, told: see the functions that make the frames. `frame`, `scores`, `equity` and `figures` are None where no champion has spoken."""
+    """A walk, told: see the functions that make the frames. `frame`, and with it the comparisons, is None where no champion has spoken."""
 
     arm: Arm
     settings: Settings
@@ -807,10 +782,18 @@ class Journey:
     drift: pd.DataFrame
     index: pd.DataFrame
     steps: pd.DataFrame
-    frame: pd.DataFrame | None = None
-    scores: pd.DataFrame | None = None
-    equity: pd.DataFrame | None = None
-    figures: pd.DataFrame | None = None
+    world: World
+    frame: pd.DataFrame | None
+
+    @cached_property
+    def scores(self) -> pd.DataFrame | None:
+        """See `score`."""
+        return None if self.frame is None else score(self.frame, self.settings, known_crises())
+
+    @cached_property
+    def portfolios(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Equity and figures: see `money`."""
+        return money(self.frame, self.world, self.settings)
 
     @property
     def champions(self) -> int:
@@ -826,9 +809,9 @@ def steps_of(folder: Path) -> pd.DataFrame:
                         columns=["session", "trigger", "seconds", "cycle_seconds"])
 
 
-def known_crises(settings: Settings) -> list[tuple[str, Any, Any]]:
+def known_crises() -> list[tuple[str, Any, Any]]:
     """The canonical events, whatever the walk knew of them: [(name, first, last)]."""
-    return [(event.name.replace("_", " "), event.start, event.end) for event in type(settings.events)().canonical]
+    return [(event.name.replace("_", " "), event.start, event.end) for event in CANONICAL_EVENTS]
 
 
 def journey(name: str = "main", settings: Settings | None = None) -> Journey | None:
@@ -849,13 +832,11 @@ def journey(name: str = "main", settings: Settings | None = None) -> Journey | N
         index = world.made["market"]["index"]
         index = index[index["session"] <= to_session(max(days))]
         met, found = crises_met(index, captured, min(days), max(days))
-        told = Journey(arm, chosen, to_session(min(days)), to_session(max(days)), decisions(store), met, found, drift_path(store), index, steps_of(folder))
         try:
             frame = heard(world, store, artifacts, other)
         except ConfigError:
-            return told
-        equity, figures = money(frame, world, chosen)
-        return replace(told, frame=frame, scores=score(frame, chosen, known_crises(chosen)), equity=equity, figures=figures)
+            frame = None
+        return Journey(arm, chosen, to_session(min(days)), to_session(max(days)), decisions(store), met, found, drift_path(store), index, steps_of(folder), world, frame)
 
 # %% ../nbs/80_timemachine.ipynb #e747e4d1
 def verdict(walk: Journey | None) -> str:
@@ -941,11 +922,12 @@ def equity_figure(walk: Journey) -> "Figure":
 
     picture, ax = figures.new(1, 1, height=3.4, width=11)
     figures.shade_regimes(ax, walk.frame.drop_duplicates("session")["session"], walk.frame.drop_duplicates("session")["market_regime"], skip=("normal", "low_volatility"))
-    for name, color in zip(walk.equity.columns.drop("session"), ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9aa5b1"), strict=False):
-        ax.plot(walk.equity["session"], walk.equity[name], lw=1.6 if name == "champion" else 0.9, color=color, label=name.replace("_", " "))
+    equity, table = walk.portfolios
+    for name, color in zip(equity.columns.drop("session"), ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#9aa5b1"), strict=False):
+        ax.plot(equity["session"], equity[name], lw=1.6 if name == "champion" else 0.9, color=color, label=name.replace("_", " "))
     figures.growth_axis(ax)
     ax.legend(ncols=4, loc="upper left", frameon=False)
-    best = walk.figures.set_index("rival").loc["champion"]
+    best = table.set_index("rival").loc["champion"]
     figures.headline(picture, f"The champion's portfolio: {best['edge_ann']:+.1%} a year [{best['edge_low']:+.1%}, {best['edge_high']:+.1%}] above the same exposure to all stocks, net of costs")
     return picture
 
@@ -965,8 +947,10 @@ def scores_table(walk: Journey) -> pd.DataFrame:
 
 def money_table(walk: Journey) -> pd.DataFrame:
     """The portfolios' figures, to be read."""
-    percent = lambda one: f"{one:+.1%}"  # noqa: E731
-    rows = walk.figures
+    def percent(one: float) -> str:
+        return f"{one:+.1%}"
+
+    rows = walk.portfolios[1]
     return pd.DataFrame({
         "portfolio": rows["rival"].str.replace("_", " "), "net return a year": rows["return_ann"].map(percent), "volatility": rows["volatility_ann"].map(percent), "Sharpe": rows["sharpe"].round(2),
         "worst drawdown": rows["max_drawdown"].map(percent), "turnover a year": rows["turnover_ann"].round(1),

@@ -60,6 +60,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def own_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A home of the tests' own for this process, on the small real panel of `smoke.toml`; it shares the bars with the home it is called in."""
+    from mltrader import market
+    from mltrader.config import home
+
+    market.sync(home() / "cache")
+    (folder / "cache").symlink_to(home() / "cache")
+    for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
+        patch.setenv(f"MLTRADER_{name}", str(value))
+
+
 KEEP_OUT = {".venv", ".mltrader", ".git", "__pycache__", "_proc", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import own_home
 
-from mltrader import market, orchestrator, predict, refits, registry, reports
+from mltrader import orchestrator, predict, refits, registry, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
@@ -26,12 +26,9 @@ EASY = {"promotion": {"margin": 10.0, "regime_margin": 10.0, "max_calibration_er
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Three cycles: a first champion, another recipe on the same day, and the champion's recipe, whichever it is, a quarter later."""
-    market.sync(home() / "cache")
     folder = tmp_path_factory.mktemp("home")
-    (folder / "cache").symlink_to(home() / "cache")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
-            patch.setenv(f"MLTRADER_{name}", str(value))
+        own_home(patch, folder)
         fits = [0]
 
         def cycle(day, **more):
@@ -491,7 +488,7 @@ def test_a_damaged_file_of_the_champions_evidence_does_not_stop_the_days_work(wo
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     try:
-        inputs = reports._watched_champion(world.store, ArtifactStore(home() / "artifacts"), "2022-04-29")["champion"]
+        inputs = reports.watched_champion(world.store, ArtifactStore(home() / "artifacts"), "2022-04-29")["champion"]
         assert inputs["record"]["id"] == best["id"] and inputs[name] is None
         again = reports._live_champion(world.store, ArtifactStore(home() / "artifacts"), None, "d")["champion"]
         assert again["record"]["id"] == best["id"] and (again.get(name) is None)

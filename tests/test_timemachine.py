@@ -2,7 +2,6 @@
 import gzip
 import json
 import os
-import shutil
 import sqlite3
 from contextlib import closing
 from types import SimpleNamespace
@@ -10,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import own_home
 from typer.testing import CliRunner
 
-from mltrader import market, orchestrator, registry
+from mltrader import orchestrator, registry
 from mltrader import store as db
 from mltrader import timemachine as tm
 from mltrader.config import home, load_settings
@@ -29,12 +28,9 @@ START, STOP, END = "2020-01-15", "2020-03-04", "2020-04-17"  # the crash of 2020
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """A walk through the first half of 2020 that was stopped once."""
-    market.sync(home() / "cache")
     folder = tmp_path_factory.mktemp("home")
-    (folder / "cache").symlink_to(home() / "cache")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
-            patch.setenv(f"MLTRADER_{name}", str(value))
+        own_home(patch, folder)
         settings, main, task = load_settings(**EASY), tm.ARMS["main"], orchestrator.run_task
 
         def cut_off(run, name):
@@ -93,8 +89,8 @@ def test_a_session_is_not_shown_what_came_after(walked):
     for day in world.sessions[[700, 1500, 2500]]:
         for frames in world.known_at(day).values():
             for frame in frames.values():
-                if isinstance(frame, pd.DataFrame) and "session" in frame:
-                    assert frame["session"].max() <= pd.Timestamp(day)
+                for dated in {"session", "label_known_at"} & set(frame if isinstance(frame, pd.DataFrame) else ()):
+                    assert frame[dated].max() <= pd.Timestamp(day)
         latest = world.known_at(day)["features"]["latest"]
         whole = world.made["features"]["features"]
         counts = whole[whole["session"] <= pd.Timestamp(day)].groupby("symbol").size()
@@ -135,7 +131,7 @@ def test_a_look_is_the_evening_of_the_monitor(walked, tmp_path):
     assert ours["model_predictions"] and ours["drift_monitoring"] and ours["prediction_outcomes"]
 
 
-def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path, monkeypatch):
+def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path):
     told = tm.explained(walked.main, END, settings=walked.settings)
     assert told["equal"] and told["same_code"] and {"market", "meta", "promotion", "verdict", "rules"} <= set(told["again"])
     assert told["verdict"] in tm.in_words(told) and "all equal" in tm.in_words(told)
@@ -190,7 +186,7 @@ def test_the_first_champion_says_again_what_it_said_live(told):
     assert (own["champion_abstain"].astype(bool) == own["never_abstain"]).all()
 
 
-def test_command_line(walked, monkeypatch):
+def test_command_line(walked):
     from mltrader.cli import app
 
     def call(*arguments):
@@ -202,8 +198,7 @@ def test_command_line(walked, monkeypatch):
     assert isinstance(call("--arm", "replay", "--explain", "2020-03-01").exception, ConfigError)
 
 
-def test_a_damaged_walk_does_not_touch_the_everyday_home(walked):
+def test_a_walk_does_not_touch_the_everyday_home(walked):
     outer = walked.folder.parents[1]
     assert not (outer / "mltrader.db").exists() and not (outer / "products").exists()
     assert (walked.folder / "folds").is_symlink() and (outer / "folds").is_dir() and not (outer / "artifacts").exists()
-    shutil.rmtree(walked.folder / "again", ignore_errors=True)
