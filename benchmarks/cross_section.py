@@ -40,9 +40,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from packaged import inputs_of
 from threadpoolctl import threadpool_limits
 
-from mltrader import archive, backtest, boosting, features, forest, labels, luck, market, memory, meta, regimes, splits
+from mltrader import backtest, boosting, forest, luck, memory, meta, splits
 from mltrader.artifacts import ArtifactStore, FoldCache
 from mltrader.checks import sample_features
 from mltrader.config import NOT_SETTINGS, Settings, home, load_settings
@@ -55,7 +56,6 @@ from mltrader.core import (
     digest_arrays,
     digest_json,
     digest_modules,
-    to_session,
 )
 from mltrader.portfolio import SESSIONS_A_YEAR, simulate
 from mltrader.replay import Replay
@@ -131,17 +131,6 @@ class Study:
     passive: Mapping[str, np.ndarray]
     cache: FoldCache
     digest: str
-
-
-def inputs_of(settings: Settings) -> tuple[dict[str, Any], pd.Timestamp]:
-    """Outputs of the tasks up to the archive, by task, on the panel that the settings name, made without a store or a run."""
-    made: dict[str, Any] = {"cache": {"folder": home() / "cache"}, "state": {"captured_events": []}}
-    output = market.run(made, settings, None)
-    made["market"], as_of = output.frames | output.documents, to_session(output.documents["summary"]["as_of"])
-    for name, module in (("features", features), ("regimes", regimes), ("labels", labels), ("archive", archive)):
-        output = module.run(made, settings, as_of)
-        made[name] = output.frames | output.documents
-    return made, as_of
 
 
 def study_of(made: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp, cache: FoldCache, last_folds: int | None = None) -> Study:
@@ -638,7 +627,7 @@ def main() -> None:
     why = lightgbm_missing(home() / "studies" / "cross" / f"lightgbm-{LIGHTGBM}")
     rows = [row for row in ROWS if row.model != "lightgbm" or why is None]
     try:
-        (made, as_of), kept = inputs_of(settings), home() / "studies" / "cross"
+        (made, as_of), kept = inputs_of(settings, "archive"), home() / "studies" / "cross"
         summary = made["market"]["summary"]
         study = study_of(made, settings, as_of, FoldCache(kept / "folds", ArtifactStore(kept / "artifacts")), QUICK_FOLDS if options.quick else None)
         del made

@@ -220,7 +220,7 @@ class Loop:
         inputs |= {base: self.predict(base, inputs, settings) for base in meta.BASES}
         inputs["meta"] = self.stack(inputs, settings, as_of)
         evaluation = self.artifacts.put(inputs["meta"]["evaluation"]).as_dict()
-        inputs |= reports._live_champion(self.store, self.artifacts, run_id, evaluation["content_digest"])
+        inputs |= reports.live_champion(self.store, self.artifacts, run_id, evaluation["content_digest"])
         inputs["backtest"] = {"summary": trading(inputs, settings) if self.trade else {}}
         return promotion.gather(inputs, settings, as_of), {name: inputs[name]["model"] for name in ("forest", "boosting", "meta")}, evaluation
 
@@ -275,7 +275,7 @@ class ForestLoop(Loop):
         frame = pd.concat([samples[["session", "symbol", "sector", "regime", "label"]].iloc[rows].reset_index(drop=True), own["out_of_fold"][list(PROBABILITIES)],
                            meta.baselines(samples, made["plan"], own["out_of_fold"][["row", "fold"]])], axis=1)
         entry = self.artifacts.put(frame).as_dict()
-        known = reports._live_champion(self.store, self.artifacts, run_id, entry["content_digest"])
+        known = reports.live_champion(self.store, self.artifacts, run_id, entry["content_digest"])
         version, recipe_digest = own["model"].content_digest(), digest_json(splits.recipe(settings, self.known.made["features"]["feature_set"]["version"]))
         candidate = {"model_version": version, "recipe_digest": recipe_digest, "as_of": f"{as_of:%Y-%m-%d}", "kind": promotion.kind_of(version, recipe_digest, known["champion"]["record"])}
         shares = [promotion.class_shares(samples, own["out_of_fold"], [own[name]]) for name in ("model", "last_fold")]

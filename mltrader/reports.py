@@ -8,12 +8,12 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
            'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
-           'read_outputs', 'open_task', 'peak_memory', 'watched_champion', 'live_rows', 'session_frame', 'page',
-           'formulas_as_mathml', 'split_notebook', 'harmless', 'shown_cell', 'readable_tables', 'picture',
-           'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest', 'read_manifest',
-           'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table', 'run_index',
-           'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run', 'runs',
-           'load_product']
+           'read_outputs', 'open_task', 'peak_memory', 'watched_champion', 'live_rows', 'session_frame',
+           'live_champion', 'page', 'formulas_as_mathml', 'split_notebook', 'harmless', 'shown_cell', 'readable_tables',
+           'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest',
+           'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table',
+           'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run',
+           'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -461,7 +461,7 @@ def open_task(name: str, upstream: Any = None, product: Any = None, *, store: St
     if name == "explain":
         inputs["explained"] = _explained_before(store, artifacts, as_of)
     if name == "promotion":
-        inputs |= _live_champion(store, artifacts, run and run[0], documents["meta"]["entries"]["evaluation"]["content_digest"])
+        inputs |= live_champion(store, artifacts, run and run[0], documents["meta"]["entries"]["evaluation"]["content_digest"])
     return Task(name, inputs, TaskSettings(settings, name), as_of, dict(product or {}), artifacts, store,
                 {task: document["run_id"] for task, document in documents.items()}, run[0] if run else None, run[1] if run else 0, clock, started)
 
@@ -535,7 +535,7 @@ def session_frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> 
     return frame.assign(**{name: pd.to_datetime(frame[name]).astype(SESSION_DTYPE) for name in ("session", "known_at") if name in frame})
 
 
-def _live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None, evaluation: str) -> dict[str, Any]:
+def live_champion(store: Store | None, artifacts: ArtifactStore, run_id: str | None, evaluation: str) -> dict[str, Any]:
     """What the gate compares with: the live champion with its stored predictions; trials so far, and looks of its reign, this one included.
 
     A run that was killed after the gate had decided on these very predictions (`evaluation`, a digest) is repeated: its trial and its look

@@ -216,7 +216,7 @@ def test_what_cannot_be_done_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(bench.subprocess, "run", lambda *a, **k: bench.subprocess.CompletedProcess(a, 1, "", "no network\n"))
     assert "no network" in bench.lightgbm_missing(tmp_path)
-    monkeypatch.setattr(bench, "inputs_of", lambda settings: (_ for _ in ()).throw(MltraderError("no data; run `mltrader data sync`")))
+    monkeypatch.setattr(bench, "inputs_of", lambda settings, until: (_ for _ in ()).throw(MltraderError("no data; run `mltrader data sync`")))
     monkeypatch.setattr(sys, "argv", ["cross_section.py", "--quick"])
     with pytest.raises(SystemExit, match="mltrader data sync"):
         bench.main()

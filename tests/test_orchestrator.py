@@ -490,7 +490,7 @@ def test_a_damaged_file_of_the_champions_evidence_does_not_stop_the_days_work(wo
     try:
         inputs = reports.watched_champion(world.store, ArtifactStore(home() / "artifacts"), "2022-04-29")["champion"]
         assert inputs["record"]["id"] == best["id"] and inputs[name] is None
-        again = reports._live_champion(world.store, ArtifactStore(home() / "artifacts"), None, "d")["champion"]
+        again = reports.live_champion(world.store, ArtifactStore(home() / "artifacts"), None, "d")["champion"]
         assert again["record"]["id"] == best["id"] and (again.get(name) is None)
     finally:
         path.write_bytes(whole)
