@@ -371,6 +371,13 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
         Those that the arm changes; by default those in force.
     until : callable
         Asked after each evening; the walk stops where it answers True.
+
+    Raises
+    ------
+    ConfigError
+        If no session lies between `start` and `end`.
+    MltraderError
+        If a cycle or the monitor fails for another reason than a short history; when that is mended, the same call goes on.
     """
     base, folder = settings or load_settings(), arm_folder(arm.name)
     with at_home(folder):
