@@ -19,8 +19,14 @@ DAY = date(2024, 1, 2)
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(f"sqlite:///{tmp_path}/t.db")
+def store(database):
+    made = Store(database)
+    yield made
+    made.engine.dispose()
+
+
+def url_of(store: Store) -> str:
+    return store.url.render_as_string(hide_password=False)
 
 
 def begin(store: Store, run_id: str, clock: Clock = START, seconds: float = 3600) -> int:
@@ -44,34 +50,33 @@ def test_thirteen_tables_with_foreign_keys_to_a_run(store):
             assert inspector.has_table(name)
             if name != "training_runs":
                 assert "training_runs" in {key["referred_table"] for key in inspector.get_foreign_keys(name)}, name
-        assert conn.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
-        assert conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
+        if conn.dialect.name == "sqlite":
+            assert conn.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+            assert conn.exec_driver_sql("PRAGMA foreign_key_check").fetchall() == []
 
 
 def test_newer_store_is_refused(store):
     with store.write() as conn:
         conn.execute(db.store_facts.update().where(db.store_facts.c.key == "version").values(value="99"))
     with pytest.raises(ConfigError, match="version 99"):
-        Store(str(store.url))
+        Store(url_of(store))
 
 
-def test_migration_resumes_where_it_stopped(tmp_path, monkeypatch):
+def test_migration_resumes_where_it_stopped(store, monkeypatch):
     """A store gets exactly the missing steps; a step that fails leaves the version before it."""
-    store = Store(f"sqlite:///{tmp_path}/t.db")
     known = db.MIGRATIONS
-    monkeypatch.setattr(db, "MIGRATIONS", (*known, ("fails", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x)") and 1 / 0)))
+    monkeypatch.setattr(db, "MIGRATIONS", (*known, ("fails", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x INTEGER)") and 1 / 0)))
     with pytest.raises(ZeroDivisionError):
         store.migrate()
     assert store.version() == len(known)
     with store.read() as conn:
         assert not sa.inspect(conn).has_table("half")
-    monkeypatch.setattr(db, "MIGRATIONS", (*known, ("works", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x)"))))
+    monkeypatch.setattr(db, "MIGRATIONS", (*known, ("works", lambda conn: conn.exec_driver_sql("CREATE TABLE half (x INTEGER)"))))
     assert store.migrate() == len(known) + 1
 
 
-def test_a_store_of_version_3_gets_the_gates_columns_and_keeps_its_decisions(tmp_path):
-    url = f"sqlite:///{tmp_path}/t.db"
-    old = Store(url)
+def test_a_store_of_version_3_gets_the_gates_columns_and_keeps_its_decisions(store):
+    old, url = store, url_of(store)
     begin(old, "a")
     with old.write() as conn:
         trial = db.record_trial(conn, "a", "r", DAY, "d", 0.1)
@@ -145,10 +150,9 @@ def test_looks_are_counted_in_a_reign_and_a_rollback_begins_none(store):
     assert looks() == 3  # the first's reign goes on: its own look, the one at which it was replaced, and the second's
 
 
-def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_path):
+def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(store):
     """What a home of the first release holds stays; the new table is there, and equals the declared one."""
-    url = f"sqlite:///{tmp_path}/t.db"
-    old = Store(url)
+    old, url = store, url_of(store)
     begin(old, "a")
     with old.write() as conn:
         db.archive_events.drop(conn)
@@ -164,10 +168,9 @@ def test_a_store_of_version_1_gets_the_archives_manifest_and_keeps_its_rows(tmp_
         assert db.add_archived(conn, "a", [ARCHIVED]) == ["crisis"]
 
 
-def test_a_store_without_symbols_in_sector_performance_gets_them_and_keeps_its_rows(tmp_path):
+def test_a_store_without_symbols_in_sector_performance_gets_them_and_keeps_its_rows(store):
     """The table is made anew, as its key grew; each old row stays and is about all symbols, and a symbol's row fits beside it."""
-    url = f"sqlite:///{tmp_path}/t.db"
-    old = Store(url)
+    old, url = store, url_of(store)
     begin(old, "a")
     before = next(i for i, (name, _) in enumerate(db.MIGRATIONS) if name.startswith("symbols beside"))
     with old.write() as conn:
@@ -227,6 +230,19 @@ def test_null_heartbeat_is_reaped(store):
         db.start_run(conn, "ghost", "cycle", "test", 0, {}, "d", START)
         assert db.reap_lost_runs(conn, START) == ["ghost"]
         assert db.runs(conn)[0]["status"] == "lost"
+
+
+def test_runs_are_found_by_their_end_and_the_latest_session_by_all_of_them(store):
+    with store.read() as conn:
+        assert db.last_session(conn) is None and db.runs(conn, status="success") == []
+    for run_id, status, day in (("a", "success", DAY), ("b", "failed", date(2024, 1, 3)), ("c", "success", date(2024, 1, 1))):
+        token = begin(store, run_id)
+        with store.write() as conn:
+            db.finish_run(conn, run_id, status, START, as_of=day)
+            db.release_lease(conn, token)
+    with store.read() as conn:
+        assert db.last_session(conn) == date(2024, 1, 3)
+        assert [row["id"] for row in db.runs(conn, status="success")] == ["c", "a"] and [row["id"] for row in db.runs(conn, 1, kind="cycle", status="failed")] == ["b"]
 
 
 def test_rows_are_written_together_or_not_at_all(store):
@@ -339,10 +355,9 @@ def test_promotion_without_a_trial_is_refused(store):
         db.add_gate_row(conn, "a", row, [], START)
 
 
-def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(tmp_path):
+def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(store):
     """The table is made anew, as a run may hold predictions of several versions; the watch and the messages get their tables."""
-    url = f"sqlite:///{tmp_path}/t.db"
-    old = Store(url)
+    old, url = store, url_of(store)
     begin(old, "a")
     with old.write() as conn:
         db.start_run(conn, "p", "predict", "test", 0, {}, "d", START)
@@ -350,8 +365,8 @@ def test_a_store_of_version_5_keeps_its_predictions_and_learns_whose_they_were(t
             table.drop(conn)
         conn.exec_driver_sql("CREATE TABLE model_predictions (id INTEGER PRIMARY KEY, run_id VARCHAR(64) NOT NULL, model_version VARCHAR(64), session DATE NOT NULL, symbol VARCHAR(32) "
                              "NOT NULL, regime VARCHAR(32), proba_sell FLOAT, proba_hold FLOAT, proba_buy FLOAT, prediction VARCHAR(8), abstain BOOLEAN, UNIQUE (run_id, session, symbol))")
-        conn.exec_driver_sql("INSERT INTO model_predictions VALUES (3, 'a', NULL, '2024-01-02', 'JPM', 'crash', 0.2, 0.5, 0.3, 'hold', 0), "
-                             "(4, 'p', NULL, '2024-01-02', 'JPM', NULL, 0.1, 0.6, 0.3, 'hold', 1)")
+        conn.exec_driver_sql("INSERT INTO model_predictions VALUES (3, 'a', NULL, '2024-01-02', 'JPM', 'crash', 0.2, 0.5, 0.3, 'hold', FALSE), "
+                             "(4, 'p', NULL, '2024-01-02', 'JPM', NULL, 0.1, 0.6, 0.3, 'hold', TRUE)")
         for table, columns in (("leases", ("host", "pid", "process")), ("run_tasks", ("peak_mb", "attempts")), ("dynamic_events", ("trigger", "sha256", "added_to_archive"))):
             for column in columns:
                 conn.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
