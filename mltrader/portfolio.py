@@ -85,28 +85,34 @@ class _Trade:
     carry: Array
 
 
+def _over_names(values: Array) -> Array:
+    """Sum over the last axis, one name after the other: a name that is not yet there (a column of zeros) changes no bit of it, which NumPy's own sum, in pairs and eights, does not promise."""
+    return values.cumsum(axis=-1)[..., -1] if values.shape[-1] else np.zeros(values.shape[:-1])
+
+
 def _trade(held: Array, wanted: Array, before: Array, free: Array, rate: Array, settings: BacktestSettings) -> _Trade:
     """Steps 1 to 3; `free` says which names can be traded, `held` are the weights at the last close."""
     borrow, cost = settings.borrow_bps / 1e4 / SESSIONS_A_YEAR, (settings.cost_bps + settings.slippage_bps) / 1e4
-    carry = rate * (1 - held.sum(axis=-1)) + borrow * np.minimum(held, 0).sum(axis=-1)
-    growth = 1 + (held * before).sum(axis=-1) + carry
+    carry = rate * (1 - _over_names(held)) + borrow * _over_names(np.minimum(held, 0))
+    growth = 1 + _over_names(held * before) + carry
     now = held * (1 + before) / np.where(growth > 0, growth, 1.0)[..., None]
     stuck = np.where(free, 0.0, now)
-    loose, asked = now - stuck, np.abs(wanted).sum(axis=-1)
-    room = np.maximum(settings.max_exposure - np.abs(stuck).sum(axis=-1), 0.0)
+    loose, asked = now - stuck, _over_names(np.abs(wanted))
+    room = np.maximum(settings.max_exposure - _over_names(np.abs(stuck)), 0.0)
     goal = wanted * np.minimum(1.0, room / np.maximum(asked, 1e-300))[..., None]
-    kept = np.ones_like(growth)
+    kept, turnover, moving = np.ones_like(growth), np.zeros_like(growth), np.ones(growth.shape, dtype=bool)
     for _ in range(500):                                               # a contraction by cost times exposure: a few steps
-        turnover = np.abs(goal * kept[..., None] - loose).sum(axis=-1)
-        change, kept = np.abs(1 - cost * turnover - kept).max(initial=0.0), 1 - cost * turnover
-        if change < 1e-15:
+        turnover = np.where(moving, _over_names(np.abs(goal * kept[..., None] - loose)), turnover)
+        new = 1 - cost * turnover
+        moving, kept = moving & (np.abs(new - kept) >= 1e-15), new     # each session until it stands still itself: how many steps it takes must not hang on later ones
+        if not moving.any():
             break
     return _Trade(growth, turnover, kept, goal + stuck / np.where(kept > 0, kept, 1.0)[..., None], carry)
 
 
 def _at_close(weights: Array, after: Array) -> Array:
     """Weights at the close of what was `weights` after the trade."""
-    growth = 1 + (weights * after).sum(axis=-1)
+    growth = 1 + _over_names(weights * after)
     return weights * (1 + after) / np.where(growth > 0, growth, 1.0)[..., None]
 
 
@@ -114,7 +120,7 @@ def _orders(weights: Array, bars: Bars, settings: BacktestSettings) -> Array:
     """What each session's trade is after, within the caps; 0 for a name without a bar."""
     late = np.vstack([np.zeros((1, weights.shape[1])), weights[:-1]])
     wanted = np.where(bars.traded, np.clip(late, -settings.max_weight, settings.max_weight), 0.0)
-    return wanted * np.minimum(1.0, settings.max_exposure / np.maximum(np.abs(wanted).sum(axis=1), 1e-300))[:, None]
+    return wanted * np.minimum(1.0, settings.max_exposure / np.maximum(_over_names(np.abs(wanted)), 1e-300))[:, None]
 
 
 def _executed(wanted: Array, bars: Bars, settings: BacktestSettings) -> Array:
@@ -162,11 +168,11 @@ def simulate(weights: Array, bars: Bars, settings: BacktestSettings) -> dict[str
     closing = _at_close(executed, bars.after)
     held = np.vstack([np.zeros((1, weights.shape[1])), closing[:-1]])
     done = _trade(held, wanted, before, bars.traded | bars.gone, bars.rate, settings)
-    late = (executed * bars.after).sum(axis=1)
+    late = _over_names(executed * bars.after)
     growth = np.maximum(done.growth, 0) * np.maximum(done.kept, 0) * np.maximum(1 + late, 0)
     ruined = np.concatenate([[False], np.logical_or.accumulate(growth <= 0)[:-1]])
     found = {"gross": done.growth * (1 + late) - 1, "net": growth - 1, "cost": 1 - done.kept, "carry": done.carry, "turnover": done.turnover,
-             "exposure": held.sum(axis=1), "exposure_after": executed.sum(axis=1), "stocks": (held * before).sum(axis=1), "stocks_after": late}
+             "exposure": _over_names(held), "exposure_after": _over_names(executed), "stocks": _over_names(held * before), "stocks_after": late}
     found = {name: np.where(ruined, 0.0, values) for name, values in found.items()}
     return {"equity": np.cumprod(1 + found["net"]), **found}
 

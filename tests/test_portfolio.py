@@ -225,6 +225,20 @@ def test_invariants(seed, cost, cut):
     assert simulate(ahead, Bars.of(price), s)["equity"][:cut + 1].tolist() == plain["equity"][:cut + 1].tolist()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_bit_depends_on_later_sessions_or_on_names_that_list_later(seed):
+    rng = np.random.default_rng(seed)
+    price, weights = 50 * np.exp(rng.normal(0, 0.02, (200, 12)).cumsum(axis=0)), rng.dirichlet(np.ones(12), 200) * rng.random((200, 1))
+    price[rng.random(price.shape) < 0.02] = np.nan
+    cut, at = int(rng.integers(40, 160)), int(rng.integers(13))
+    weights[:cut] *= 0.01  # small trades know their costs in fewer steps than those that come later
+    known = simulate(weights[:cut], Bars.of(price[:cut]), BacktestSettings())
+    more = np.insert(price, at, 50.0, axis=1)
+    more[:cut, at] = np.nan
+    later = simulate(np.insert(weights, at, 0.0, axis=1), Bars.of(more), BacktestSettings())
+    assert {name: values[:cut].tobytes() for name, values in later.items()} == {name: values.tobytes() for name, values in known.items()}
+
+
 def test_a_long_portfolio_is_never_in_debt():
     """Fully invested with high costs: exposure after the trade is 1, and not more."""
     weights, price = walk(1)
