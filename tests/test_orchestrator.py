@@ -1,6 +1,10 @@
 """Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
 import itertools
+import shutil
+import signal
 import sqlite3
+import sys
+import time
 from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
@@ -13,7 +17,7 @@ from mltrader import orchestrator, predict, refits, registry, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import home, load_settings
-from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, MltraderError
+from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, LeaseError, MltraderError
 from mltrader.monitor import heal, keep_watch, monitor
 from mltrader.orchestrator import TrainingOrchestrator, run_inline
 from mltrader.store import Store
@@ -302,6 +306,12 @@ def test_the_version_that_was_replaced_goes_on_predicting_in_the_shadow(world, t
         assert one.frame[one.frame["session"] == "2022-03-31"].reset_index(drop=True).equals(alone)
     written = predict.record(store, "by hand", token, found.champion, found.rival)
     assert written == len(found.champion.frame) + len(found.rival.frame)
+    told = predict.recorded(store, since=days[0])  # another test may have recorded an older day
+    assert list(told.columns) == list(predict.SAID) and len(told) == written and told["label"].isna().all() and set(told["version"]) == {champion, rival}
+    last = told[(told["session"] == "2022-03-31") & (told["version"] == champion)].sort_values("symbol")
+    said = found.champion.frame[found.champion.frame["session"] == "2022-03-31"].sort_values("symbol")
+    assert last["symbol"].tolist() == said["symbol"].tolist() and np.array_equal(last[list(PROBABILITIES)], said[list(PROBABILITIES)])
+    assert len(predict.recorded(store, since=days[0], until="2022-03-28")) == int((told["session"] <= "2022-03-28").sum()) > 0 == len(predict.recorded(store, since="2022-04-01"))
     again = predict.shadow(store, artifacts=files)
     assert all((one.frame["session"] == "2022-03-31").all() for one in (again.champion, again.rival))
     with store.write() as conn:
@@ -324,6 +334,44 @@ def test_rolling_back_restores_the_exact_version_and_is_on_record(world):
     with world.store.read() as conn:
         assert (db.runs(conn)[0]["kind"], db.runs(conn)[0]["status"]) == ("rollback", "success") and db.looks_of_reign(conn, registry.CHAMPION)[0] >= 1  # the earlier reign goes on
     assert orchestrator.roll_back(world.store, load_settings(), now["name"]) == now["name"]  # and forth again, by name
+
+
+def test_a_signal_that_a_finalizer_swallows_is_heard_all_the_same():
+    """Python reports what is raised in `__del__` and goes on; a run told to stop in that moment has to stop."""
+    swallowed = []
+
+    class Freed:
+        def __del__(self):
+            swallowed.append(signal.getsignal(signal.SIGTERM))
+            signal.raise_signal(signal.SIGTERM)
+            swallowed.append("not raised here")
+
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), orchestrator.terminable():
+        thing = Freed()
+        del thing
+        assert len(swallowed) == 1  # the signal came, and its exception ended no more than the finalizer
+        time.sleep(5)
+        swallowed.append("nor later")
+    assert len(swallowed) == 1 and sys.unraisablehook is before and signal.getsignal(signal.SIGTERM) is not swallowed[0]
+
+
+def test_a_notebook_is_saved_at_its_end_however_it_ends(tmp_path, monkeypatch):
+    """Not twice a cell, and yet what was said before the kernel died is in the file."""
+    import nbformat
+    import papermill
+    from papermill import engines
+
+    notebook, saves, write = tmp_path / "in.ipynb", [], engines.write_ipynb
+    monkeypatch.setattr(engines, "write_ipynb", lambda nb, path: (saves.append(path), write(nb, path)))
+    cells = [nbformat.v4.new_code_cell(f"print('cell {number}')") for number in range(9)] + [nbformat.v4.new_code_cell("import os; os._exit(1)")]
+    cells.insert(4, nbformat.v4.new_code_cell("print('an example, which a build leaves out')", metadata={"tags": ["example"]}))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    with pytest.raises(Exception, match="[Kk]ernel died"):
+        papermill.execute_notebook(notebook, tmp_path / "out.ipynb", engine_name=orchestrator._engine(), kernel_name="python3", progress_bar=False)
+    made = nbformat.read(tmp_path / "out.ipynb", 4)
+    assert [cell.outputs[0].text for cell in made.cells[:9]] == [f"cell {number}\n" for number in range(9)]
+    assert 1 <= len(saves) <= 6  # papermill's own engine saves twice a cell
 
 
 # --- the fits that the gate makes for itself -------------------------------------------------------------------------
@@ -494,3 +542,41 @@ def test_a_damaged_file_of_the_champions_evidence_does_not_stop_the_days_work(wo
         assert again["record"]["id"] == best["id"] and (again.get(name) is None)
     finally:
         path.write_bytes(whole)
+
+
+def test_room_is_made_and_nothing_that_counts_is_lost(world, tmp_path, monkeypatch):
+    shutil.copytree(world.folder, tmp_path / "home", ignore=shutil.ignore_patterns("cache"))
+    own_home(monkeypatch, tmp_path / "home")
+    store, artifacts, ids = Store(), ArtifactStore(home() / "artifacts"), [run["run_id"] for run in world.runs]
+
+    def there() -> set[str]:
+        return {path.name for path in artifacts.folder.glob("??/*")}
+
+    def faults() -> list[str]:
+        return [fault for run_id in ids for fault in reports.verify_run(store, run_id, world.folder / "reports", artifacts)]
+
+    with store.read() as conn:
+        names = {move["name"] for move in db.alias_history(conn, registry.CHAMPION)}
+    before = there()
+    told = reports.make_room(store, 1, dry_run=True)
+    assert there() == before and 0 < told["files"] < len(before) and told["bytes"] > 1e6
+    assert reports.make_room(store, 1) == told and len(there()) == len(before) - told["files"] == told["kept"]
+    assert faults() == [] and reports.make_room(store, 1)["files"] == 0
+    assert all(registry.damage(artifacts, registry.find_version(store, name)["manifest"]) is None for name in names)
+    with pytest.raises(ConfigError, match="removed by `mltrader gc` on"):
+        reports.load_product(ids[0], "features", store)
+    assert len(reports.load_product(ids[2], "features", store)["features"]) > 1000
+    assert len(predict.predict(store, artifacts=artifacts).frame) == 6
+    with store.read() as conn:
+        gone = db.collected(conn)
+        lost = next(entry for entry in db.version_row(conn, registry.champion(store)["id"])["manifest"]["components"].values())
+    artifacts.path(lost["sha256"]).unlink()  # nobody said that it may go
+    assert any("is missing" in fault for fault in faults())
+    with store.write() as conn:
+        db.record_artifacts(conn, ids[2], [{"sha256": next(iter(gone))}])
+    with store.read() as conn:
+        assert len(db.collected(conn)) == len(gone) - 1
+    with store.write() as conn:
+        db.take_lease(conn, "somebody", 60, Clock())
+    with pytest.raises(LeaseError, match="in progress"):
+        reports.make_room(store, 1)
