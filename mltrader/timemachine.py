@@ -6,20 +6,21 @@
 __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS', 'Arm', 'settings_of', 'at_home', 'arm_folder',
            'evening', 'World', 'the_world', 'Watchman', 'look_for_drift', 'look_for_events', 'look', 'whole_look',
            'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session', 'cycle', 'thin', 'Step',
-           'evenings', 'walk', 'due_cycle', 'noted', 'say_all', 'in_turn', 'heard', 'scopes', 'rivals_in', 'score',
-           'money', 'crises_met', 'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained',
-           'in_words', 'line', 'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
-           'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
-           'costs_table', 'leave_page']
+           'evenings', 'walk', 'due_cycle', 'noted', 'events_to_come', 'years_ahead', 'say_all', 'in_turn', 'heard',
+           'scopes', 'rivals_in', 'score', 'money', 'crises_met', 'decisions', 'drift_path', 'as_toml',
+           'decision_before', 'reproduce', 'explained', 'in_words', 'line', 'walked_until', 'Journey', 'steps_of',
+           'known_crises', 'journey', 'verdict', 'timeline', 'gains_figure', 'equity_figure', 'scores_table',
+           'money_table', 'decisions_table', 'arms_table', 'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
 import gzip
 import json
 import shutil
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from datetime import time as day_time
 from functools import cached_property
@@ -30,7 +31,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from . import drift, events, features, labels, market, monitor, orchestrator, predict, regimes, registry, reports
+from . import archive, drift, events, features, fits, labels, market, memory, monitor, orchestrator, predict, regimes, registry, reports
 from . import store as db
 from .artifacts import ArtifactStore, Recalled, publish
 from .backtest import HistoricalBacktest, class_scores
@@ -80,7 +81,7 @@ def at_home(folder: Path) -> Iterator[Path]:
         (outer / name).mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():
             (folder / name).symlink_to((outer / name).resolve(), target_is_directory=True)
-    with set_environment({"MLTRADER_HOME": str(folder.resolve()), "MLTRADER_DATABASE_URL": None}):
+    with set_environment({"MLTRADER_HOME": str(folder.resolve()), "MLTRADER_DATABASE_URL": None, "MLTRADER_ARTIFACTS": None}):
         yield folder
 
 
@@ -315,25 +316,12 @@ def cycle(store: Store, settings: Settings, session: Any, trigger: str) -> dict[
     return {"run_id": made["run_id"], "verdict": made.get("verdict"), "promoted": made["promoted"], "error": made.get("error"), "seconds": time.perf_counter() - began}
 
 
-def thin(store: Store) -> int:
+def thin(store: Store, clock: Clock) -> int:
     """Remove the files that nothing will ask for again; returns how many.
 
     A cycle leaves features, samples and tables of all of history. What stays: the models of every version, all that a version carries which was a champion once, archived events, and the products of the last runs.
     """
-    artifacts, keep = ArtifactStore(home() / "artifacts"), set()
-    with store.read() as conn:
-        reigned = {move["model_version"] for move in db.alias_history(conn, registry.CHAMPION)}
-        for version in db.known_versions(conn):
-            manifest = db.version_row(conn, version["id"])["manifest"]
-            carried = [*manifest["components"].values(), *(manifest.values() if version["id"] in reigned else ())]
-            keep |= {entry["sha256"] for entry in carried if isinstance(entry, Mapping) and "sha256" in entry}
-        keep |= {row["sha256"] for row in db.archived_events(conn)}
-    for product in (path for folder in ("products", "monitor") for path in (home() / folder).glob("*/outputs.json")):
-        keep |= {entry["sha256"] for entry in reports.read_outputs(product)["entries"].values()}
-    gone = [path for path in artifacts.folder.glob("??/*") if len(path.name) == 64 and path.name not in keep]
-    for path in gone:
-        path.unlink()
-    return len(gone)
+    return reports.remove_files(store, reports.needed_files(store, 0), clock)["files"]
 
 # %% ../nbs/80_timemachine.ipynb #2f3a7d0c
 @dataclass(frozen=True)
@@ -418,7 +406,7 @@ def due_cycle(man: Watchman, folder: Path, day: pd.Timestamp) -> tuple[str | Non
         return None, None
     keep_snapshot(man.store, folder, day)
     made = cycle(man.store, man.settings, day, why)
-    thin(man.store)
+    thin(man.store, evening(day))
     return why, made
 
 
@@ -434,6 +422,44 @@ def _last_attempt(store: Store) -> pd.Timestamp | None:
     with store.read() as conn:
         days = [row["started_at"] for row in db.runs(conn, kind="cycle", limit=20) if row["status"] in ("success", "failed")]
     return to_session(days[0].astimezone(NEW_YORK).date()) if days else None
+
+# %% ../nbs/80_timemachine.ipynb #e5c3c372
+def events_to_come(world: World, settings: Settings, start: Any, end: Any, captured: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Events `captured` so far and those that the index's own triggers declare from `start` on, all as they are on the evening of `end`.
+
+    What needs a drift score, and so a champion, to be declared is not among them.
+    """
+    known, state = world.known_at(end), {"captured_events": list(captured), "watched_since": start}
+    rows = events.run({"market": known["market"], "regimes": known["regimes"], "drift": {"drift": {}}, "state": state}, settings, to_session(end)).rows["dynamic_events"]
+    return list({row["event_name"]: dict(row) for row in (*captured, *rows)}.values())
+
+
+def years_ahead(arm: Arm, start: Any, end: Any, settings: Settings | None = None) -> dict[str, int]:
+    """Let workers make the yearly fits of base models that a walk will ask for, as far as they can be known: see `fits.fit_ahead`; parameters as for `walk`.
+
+    Returns
+    -------
+    dict
+        `fits` that can be made ahead, and how many were `made`.
+    """
+    base, folder = settings or load_settings(), arm_folder(arm.name)
+    with at_home(folder):
+        chosen, store = settings_of(arm, base, folder), Store()
+        world = the_world(chosen)
+        sessions = evenings(world.sessions, start, end)
+        first, last = (to_session(sessions[at]) for at in (0, -1))
+        with store.read() as conn:
+            captured, since = db.captured_events(conn, last.date()), db.watched_since(conn, last.date())
+        known = world.known_at(last)
+        state = {"captured_events": events_to_come(world, chosen, since or first, last, captured)}
+        known["archive"] = archive.run({**known, "state": state}, chosen, last).frames
+        made = memory.run(known, chosen, last).frames
+        kept = ArtifactStore(folder / "ahead")
+        try:
+            entries = {"memory": {name: kept.put(made[name]).as_dict() for name in ("samples", "plan", "folds")}, "features": {"feature_set": kept.put(known["features"]["feature_set"]).as_dict()}}
+            return fits.fit_ahead(fits.Source.of(kept.folder, home() / "folds", entries), chosen, last, refit=False)
+        finally:
+            shutil.rmtree(kept.folder, ignore_errors=True)
 
 # %% ../nbs/80_timemachine.ipynb #7d01eb26
 RIVALS: dict[str, str] = {
@@ -548,6 +574,7 @@ def score(frame: pd.DataFrame, settings: Settings, spans: Sequence[tuple[str, An
             proba = part[[f"{name}_{one}" for one in CLASSES]].to_numpy()
             ic = session_interval(rank_ic(part.assign(score=proba[:, 2] - proba[:, 0]), "score", "forward_log_return"), "ic", **ask)
             gain = session_interval(part[["session"]].assign(value=loss[name] - loss["champion"]), "value", **ask)
+            ic, gain = (one if one.n_blocks >= settings.promotion.min_blocks else replace(one, low=np.nan, high=np.nan) for one in (ic, gain))  # of two or three blocks an interval says nothing
             rows.append({"scope": scope, "rival": name, "rows": len(part), "sessions": gain.n_sessions, "blocks": gain.n_blocks, "log_loss": float(loss[name].mean()),
                          "balanced_accuracy": class_scores(y, proba.argmax(axis=1))["balanced_accuracy"], "ic": ic.estimate, "ic_low": ic.low, "ic_high": ic.high,
                          "gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high})
@@ -709,7 +736,7 @@ def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: 
             raise MltraderError(f"The cycle of {day} fails now: {made['error']}")
         found = _outcome(Store(), made["run_id"])
     with at_home(folder):
-        thin(store)
+        thin(store, evening(pd.Timestamp(day)))
     return pd.DataFrame({"what": list(recorded), "equal": [recorded[name] == found.get(name) for name in recorded]})
 
 
@@ -857,14 +884,14 @@ def verdict(walk: Journey | None) -> str:
     if walk.scores is None:
         return lived + " No champion was ever in force, so there is nobody to compare."
     overall = walk.scores[walk.scores["scope"] == "all"].set_index("rival").drop(index="champion")
-    words = [f"{_sign(row.gain, row.gain_low, row.gain_high)} {RIVALS[name]} ({row.gain:+.4f} nats [{row.gain_low:+.4f}, {row.gain_high:+.4f}])" for name, row in overall.iterrows()]
+    words = [f"{_sign(row.gain, row.gain_low, row.gain_high)} {RIVALS[name]} ({_with_interval(row.gain, row.gain_low, row.gain_high)} nats)" for name, row in overall.iterrows()]
     return f"{lived} Its champion was {'; '.join(words)}."
 
 
 def _sign(value: float, low: float, high: float) -> str:
     if not np.isfinite(low):
         return "compared over too few sessions with"
-    return "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+    return "better than" if low > 0 else "worse than" if high < 0 else "the same as" if value == low == high == 0 else "not distinguishable from"
 
 # %% ../nbs/80_timemachine.ipynb #b136e367
 VERDICT_COLORS = {"PROMOTE": "#009e73", "HOLD": "#9aa5b1", "REJECT": "#d55e00", "INSUFFICIENT": "#e69f00", "ROLLBACK": "#cc79a7"}
@@ -935,7 +962,7 @@ def equity_figure(walk: Journey) -> "Figure":
     figures.growth_axis(ax)
     ax.legend(ncols=4, loc="upper left", frameon=False)
     best = table.set_index("rival").loc["champion"]
-    figures.headline(picture, f"The champion's portfolio: {best['edge_ann']:+.1%} a year [{best['edge_low']:+.1%}, {best['edge_high']:+.1%}] above the same exposure to all stocks, net of costs")
+    figures.headline(picture, f"The champion's portfolio: {best['edge_ann']:+.1%} a year [{best['edge_low']:+.1%}, {best['edge_high']:+.1%}] against the same exposure to all stocks, net of costs")
     return picture
 
 # %% ../nbs/80_timemachine.ipynb #647c922e
@@ -949,6 +976,7 @@ def scores_table(walk: Journey) -> pd.DataFrame:
     """The comparison, to be read."""
     spans = {"ic": ("ic", "ic_low", "ic_high"), "gain of the champion": ("gain", "gain_low", "gain_high")}
     found = walk.scores.assign(**{name: [_with_interval(a, b, c) for a, b, c in walk.scores[list(parts)].itertuples(index=False)] for name, parts in spans.items()})
+    found.loc[found["rival"] == "champion", "gain of the champion"] = "–"
     return found[["scope", "rival", "rows", "blocks", "log_loss", "balanced_accuracy", "ic", "gain of the champion"]].round({"log_loss": 4, "balanced_accuracy": 3})
 
 
@@ -962,12 +990,12 @@ def money_table(walk: Journey) -> pd.DataFrame:
         "portfolio": rows["rival"].str.replace("_", " "), "net return a year": rows["return_ann"].map(percent), "volatility": rows["volatility_ann"].map(percent), "Sharpe": rows["sharpe"].round(2),
         "worst drawdown": rows["max_drawdown"].map(percent), "turnover a year": rows["turnover_ann"].round(1),
         "edge a year": [f"{a:+.1%} [{b:+.1%}, {c:+.1%}]" for a, b, c in rows[["edge_ann", "edge_low", "edge_high"]].itertuples(index=False)],
-        "champion minus it, a year": [f"{a:+.1%} [{b:+.1%}, {c:+.1%}]" for a, b, c in rows[["gain_ann", "gain_low", "gain_high"]].itertuples(index=False)]})
+        "champion minus it, a year": ["–" if name == "champion" else f"{a:+.1%} [{b:+.1%}, {c:+.1%}]" for name, a, b, c in rows[["rival", "gain_ann", "gain_low", "gain_high"]].itertuples(index=False)]})
 
 
 def decisions_table(walk: Journey) -> pd.DataFrame:
     """Every decision with the gate's first reason."""
-    found = walk.decisions.assign(session=walk.decisions["session"].dt.date, why=walk.decisions["why"].fillna("").str.slice(0, 260))
+    found = walk.decisions.assign(session=walk.decisions["session"].dt.date, why=[textwrap.shorten(str(why or ""), 260, placeholder=" …") for why in walk.decisions["why"]])
     return found[["session", "trigger", "verdict", "kind", "champion", "trials", "look", "why"]].fillna("")
 
 # %% ../nbs/80_timemachine.ipynb #836a1112

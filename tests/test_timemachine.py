@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from conftest import own_home
 from typer.testing import CliRunner
 
-from mltrader import orchestrator, registry
+from mltrader import orchestrator, registry, rehearsal
 from mltrader import store as db
 from mltrader import timemachine as tm
 from mltrader.config import home, load_settings
@@ -177,6 +178,20 @@ def test_the_report_compares_on_the_same_rows(walked, told):
     assert "crises" in tm.verdict(told) and "No walk" in tm.verdict(None)
 
 
+def test_an_account_is_rehearsed_by_the_champions_of_a_walk(walked, monkeypatch):
+    """Orders come from what the champion in force had said, and from nobody before there was one."""
+    given, real = [], rehearsal.rehearse
+    monkeypatch.setattr(rehearsal, "rehearse", lambda market, predictions, *more, **options: (given.append(predictions), real(market, predictions, *more, **options))[1])
+    with walked.store.read() as conn:
+        said = pd.DataFrame(db.champions_words(conn))
+    found = rehearsal.leave_rehearsal(walked.settings, "2020-01-02", END, "main")
+    assert "SHADOW" in found["watermark"] and f"{said['model_version'].nunique()} versions spoke" in (page := Path(found["page"]).read_text()) and "by the champions of a walk" in page
+    assert np.array_equal(given[0][list(PROBABILITIES)], said[list(PROBABILITIES)]) and given[0]["session"].dt.date.tolist() == said["session"].tolist()
+    assert f"from {said['session'].min()} to" in found["control"]["verdict"], "the account begins with the first champion"
+    with pytest.raises(ConfigError, match="no walk 'calendar'.*--arm calendar"):
+        rehearsal.leave_rehearsal(walked.settings, "2020-01-02", END, "calendar")
+
+
 def test_the_first_champion_says_again_what_it_said_live(told):
     """The words of rivals are computed afterwards: for a model that did speak they are the words on record."""
     first = told.frame["model_version"].iloc[0]
@@ -184,6 +199,32 @@ def test_the_first_champion_says_again_what_it_said_live(told):
     for one in ("sell", "hold", "buy"):
         np.testing.assert_allclose(own[f"champion_{one}"], own[f"never_{one}"], atol=1e-7)
     assert (own["champion_abstain"].astype(bool) == own["never_abstain"]).all()
+
+
+def test_the_years_of_a_walk_can_be_fitted_ahead(walked):
+    """What would be fitted ahead of the walk is what its cycles have fitted, name by name; and the events it met are those that were to come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLTRADER_HOME", str(walked.folder.parents[1]))
+        assert tm.years_ahead(walked.main, START, END, walked.settings) == {"fits": 2 * 5, "made": 0}
+    assert not (walked.folder / "ahead").exists()
+    with tm.at_home(walked.folder):
+        world = tm.the_world(walked.chosen)
+    to_come = tm.events_to_come(world, walked.chosen, START, END)
+    with walked.store.read() as conn:
+        met = db.captured_events(conn)
+    assert met and [(event["event_name"], f"{event['start_date']}") for event in met] == [(event["event_name"], f"{event['start_date']}") for event in to_come]
+
+
+def test_with_workers_the_years_are_fitted_before_the_walk_and_the_walk_goes_by_itself(walked, monkeypatch):
+    from mltrader import blocks
+    from mltrader.cli import app
+
+    said = []
+    for name, answer in {"years_ahead": {"fits": 10, "made": 3}, "walk": (), "journey": None, "leave_page": "page", "walked_until": None}.items():
+        monkeypatch.setattr(tm, name, lambda *a, name=name, answer=answer, **k: said.append((name, blocks.engine())) or answer)
+    monkeypatch.setenv(blocks.ENGINE, "dask")
+    made = CliRunner().invoke(app, ["timemachine", "--start", "2020", "--end", "2021"])
+    assert made.exit_code == 0 and said[:2] == [("years_ahead", "dask"), ("walk", "threads")] and "3 of 10" in made.stderr
 
 
 def test_command_line(walked):
