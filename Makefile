@@ -4,7 +4,7 @@ UV     := uv==0.13.9
 BIN    := .venv/bin
 HOME_  := $(or $(MLTRADER_HOME),.mltrader)
 
-.PHONY: run test bench lab setup data pipeline docs picture lock lint clean help
+.PHONY: run test bench lab setup data pipeline docs picture lock lint sbom security clean help
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -45,13 +45,23 @@ docs: setup     ## docs/reference from docstrings, settings, commands and tables
 picture: setup  ## docs/img/summary.png, the README's picture, from the newest run (needs Chromium)
 	@$(BIN)/python docs/picture.py
 
+# Left out: rfc3987-syntax (with lark), an extra of jsonschema that Jupyter's events ask for. It compiles a grammar whenever nbformat is imported, a second of each `ploomber` command; without it, formats of addresses are not checked.
 lock: setup     ## resolve requirements.in into requirements.lock, keeping the versions already there (UPGRADE=--upgrade: the newest)
 	@$(BIN)/uv pip compile -q $(UPGRADE) requirements.in -o requirements.lock --generate-hashes --no-emit-package mltrader \
-	  --python-version 3.11.5 --no-annotate --no-header
+	  --no-emit-package rfc3987-syntax --no-emit-package lark --python-version 3.11.5 --no-annotate --no-header
 	@sed -i '1i # Exact versions, with hashes. Written by `make lock` from requirements.in; needs Python >= 3.11.5.' requirements.lock
 
 lint: setup     ## ruff on the exported package and the tests
 	@$(BIN)/ruff check mltrader tests
+
+SBOM ?= .mltrader/sbom.json
+sbom: setup     ## a bill of materials (CycloneDX) of requirements.lock, into .mltrader/sbom.json; it looks nothing up
+	@mkdir -p $(dir $(SBOM))
+	@$(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o $(SBOM) requirements.lock
+
+security: setup ## bandit and ruff's security rules on the package
+	@$(BIN)/bandit -q -ll -r mltrader
+	@$(BIN)/ruff check --select S mltrader
 
 clean:          ## remove state and reports (asks nothing; history of decisions is lost)
 	rm -rf .mltrader reports/run_* reports/compare_* reports/index.html

@@ -52,7 +52,9 @@ BOOK: dict[str, Entry] = {  # by script, in the order of the page
     "storage": Entry("Storage", "Writing and reading through the real store. SQLAlchemy's ORM adds one row at a time (as the original did) or in bulk; pandas writes with `to_sql`. A file of many samples is what ours is made for; a single sample alone is the worst case, and shown."),
     "backtest": Entry("Backtest", "Bookkeeping of a portfolio against bt, probability of backtest overfitting against purgedcv: the same equity and the same probability."),
     "market": Entry("Reading bars", "Ten million bars read, validated and judged, by peak memory."),
+    "paper": Entry("Paper trading", "Random streams of orders, faults, deaths and people before a witness who knows the caps and none of the code that keeps them; kills at every commit of a step; the cost of a step."),
     "predict": Entry("Predictions", "One session through the whole path of `mltrader predict`, files verified by hash each time."),
+    "live": Entry("A session that is not over", "From the bar's arrival to the champion's word, by the batch's own code over the whole history (`mltrader predict --live`)."),
     "cycle": Entry("Full cycle, with notebooks", "A whole build of the packaged panel, every task executed as a notebook; a build that has nothing to do; the start of the command line."),
     "big_cycle": Entry("Full cycle, without kernels, on a large panel", "All tasks in one process on 500 made-up symbols and ten years, nothing reused. The yardstick's settings are those of a system of the original's size (24,000 training rows, five folds); "
                        "the default settings train on up to 200,000 rows and explain every session, and have no bar."),
@@ -60,11 +62,12 @@ BOOK: dict[str, Entry] = {  # by script, in the order of the page
     "false_promotion": Entry("Error rate of the loop", "How often the gate lets in what it should not, in worlds of which the truth is known, and how often it lets in what it should. The study takes some ten hours and is run by itself; here is what it has so far.", ("--report",)),
     "leaks": Entry("Planted leaks", "Pipelines into which a leak was put, and clean ones: what the audit says of each."),
     "cross_section": Entry("Cross-section", "Models in Qlib's terms, on the packaged panel: the seeds that are whole.", ("--minutes", "60")),
+    "engine": Entry("Engines, and panels larger than memory", "The same blocks by threads and by Dask, with equal bits, and a panel of 5,000 symbols and 30 years through files: what it costs, and how much memory all processes hold at most.", ("--large",)),
     "scaling": Entry("Scaling", "How time and memory grow, one thread, and how far each is from what the memory itself could do. An exponent of 1 is linear."),
 }
 LEFT_OUT: dict[str, str] = {  # by script: why it has no section
     "book": "is the book", "timing": "is what benchmarks share", "packaged": "is what benchmarks share", "alpha158": "is Qlib's formulas, read by features.py",
-    "blends": "compares blends on a finished run; it has no bar and no clock", "chaos": "tries faults for an hour; it counts faults, not seconds", "unattended": "lives through half a year in forty minutes; it needs libfaketime",
+    "blends": "compares blends on a finished run; it has no bar and no clock", "chaos": "tries faults for an hour; it counts faults, not seconds", "fuzz": "feeds broken files to every reader; it counts faults, not seconds", "unattended": "lives through half a year in forty minutes; it needs libfaketime",
     "conformal": "is a study of coverage: docs/explanation/silence.md", "dashboard": "needs Chromium and an idle machine: its bar is on wall time", "memory": "is a study of what is remembered, an hour long: docs/explanation/memory.md",
     "replay": "is a study of past errors: docs/explanation/memory.md", "sectors": "is a study of transfer between sectors", "worlds": "is the markets of false_promotion.py", "loop": "is the loop of false_promotion.py", "watch": "is a study of false and late rollbacks: docs/explanation/watch.md",
 }

@@ -43,7 +43,7 @@ def looked_for(leak: poison.Leak) -> audit.Findings:
         if leak.check != "lookahead":
             return audit.pipeline(poison.long_market(), poison.long_settings(), symbols=0, seed=3)
         column = {poison.OF_COLUMNS[leak.name][0]} if leak.name in poison.OF_COLUMNS else set()
-        return audit.lookahead(poison.MARKET, poison.RULES, cuts=14, symbols=0, seed=3, names=sorted({*poison.FEW, "curve_10y_3m", *column}))
+        return audit.lookahead(poison.MARKET, poison.RULES, cuts=14, symbols=0, seed=3, names=sorted({*poison.FEW, *poison.READ, "curve_10y_3m", *column}))
 
 
 def planted(chosen: list[poison.Leak]) -> list[dict[str, Any]]:

