@@ -1127,7 +1127,7 @@ def code_cells(path: Path) -> list[tuple[str, str]]:
         cells = ["".join(cell["source"]) for cell in document["cells"] if cell["cell_type"] == "code"]
     except FileNotFoundError:
         raise ConfigError(f"There is no file {path}.") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError(f"{path} is no notebook (.ipynb): it cannot be read as one.") from None
     marked = [bool(re.match(r"#\|\s*exporti?\b", text)) for text in cells]
     return [(f"{path.name}, cell {number}", re.sub(r"^\s*[%!].*$", "pass", text, flags=re.M)) for number, (text, wanted) in enumerate(zip(cells, marked, strict=True), 1)
@@ -1146,7 +1146,7 @@ def read_own(path: Path) -> Own:
     for name, text in code_cells(path):
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         try:
-            exec(compile(text, name, "exec"), space)  # what this command is for
+            exec(compile(text, name, "exec"), space)  # noqa: S102  what this command is for: the user's own notebook  # nosec B102
         except Exception as error:
             raise ConfigError(_where(error, path.name)) from error
     chosen, function = space.get("FEATURES"), space.get("features")
@@ -1288,7 +1288,7 @@ def in_own_process(notebook: Path, frames: Frames, settings: Settings, seconds: 
         (Path(folder) / "ask.json").write_text(json.dumps(ask), encoding="utf-8")
         command = [sys.executable, "-c", "import sys; from mltrader.audit import answer; answer(sys.argv[1])", folder]
         try:
-            code = subprocess.run(command, cwd=notebook.parent, stdout=2, stdin=subprocess.DEVNULL, timeout=seconds, check=False).returncode
+            code = subprocess.run(command, cwd=notebook.parent, stdout=2, stdin=subprocess.DEVNULL, timeout=seconds, check=False).returncode  # noqa: S603  a list, without a shell
         except subprocess.TimeoutExpired:
             raise ConfigError(f"{notebook.name} was not done after {seconds:g} s, and was stopped: audit fewer cuts or symbols, or make it faster.") from None
         if not (said := Path(folder) / "answer.json").is_file():

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'config_app', 'data_app', 'store_app', 'Json', 'DryRun', 'notify_app', 'audit_app', 'Symbols', 'Seed',
-           'NO_TELEMETRY', 'JUPYTER_CONFIG', 'say', 'as_table', 'cycle', 'status', 'history', 'champion', 'predict',
-           'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'report', 'timemachine',
-           'config_show', 'config_diff', 'data_sync', 'store_migrate', 'data_check', 'schedule', 'notify_test',
-           'notify_deliver', 'notify_outbox', 'audit_everything', 'audit_lookahead', 'audit_recursive',
-           'audit_pipeline', 'clean_before_save', 'setup', 'dashboard', 'main']
+           'NO_TELEMETRY', 'JUPYTER_CONFIG', 'paper_app', 'Account', 'say', 'as_table', 'cycle', 'status', 'history',
+           'champion', 'predict', 'rollback', 'explain', 'monitor', 'drift', 'events', 'verify', 'doctor', 'export',
+           'gc', 'report', 'timemachine', 'config_show', 'config_diff', 'data_sync', 'store_migrate', 'data_check',
+           'schedule', 'notify_test', 'notify_deliver', 'notify_outbox', 'audit_everything', 'audit_lookahead',
+           'audit_recursive', 'audit_pipeline', 'clean_before_save', 'setup', 'dashboard', 'paper_start',
+           'paper_status', 'paper_halt', 'paper_resume', 'paper_report', 'main']
 
 # %% ../nbs/90_cli.ipynb #bfeee621
 import json
@@ -200,19 +201,45 @@ def champion(as_of: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD
     say(value, as_json, text)
 
 # %% ../nbs/90_cli.ipynb #4b61b3c1
+def _live(session: str | None, version: str | None, bars: str | None, wanted: list[str]) -> tuple[Any, dict[str, Any]]:
+    """What is said of a session that is not over, and what the output says beside it."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    from mltrader import live
+    from mltrader.config import load_settings
+    from mltrader.core import DataError
+
+    clock, settings = Clock(), load_settings()
+    desk = live.open_desk(_store(), settings, clock, session, version)
+    rows, why = (live.from_file(desk, Path(bars)), {}) if bars else live.quotes(desk, clock=clock)
+    made = live.say(desk, rows, why)
+    if wanted and (missing := sorted(set(wanted) - set(made.frame["symbol"]))):
+        raise DataError(f"{', '.join(missing)}: not in the universe; there are {', '.join(sorted(made.frame['symbol'])[:8])} …")
+    made = replace(made, frame=made.frame[made.frame["symbol"].isin(wanted)].reset_index(drop=True)) if wanted else made
+    return made, {"provisional": True, "asked_at": clock.now().isoformat(timespec="seconds"), "source": bars or settings.market.provider}
+
+# %% ../nbs/90_cli.ipynb #9dc5a075
 @app.command()
 def predict(
     as_of: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD; the last one if left out.")] = None,
     symbol: Annotated[list[str] | None, typer.Option(help="Only this one; may be given more than once.")] = None,
     version: Annotated[str | None, typer.Option(help="A version to hear instead of the champion then in force; never recorded if in hindsight.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Of the session under way, whose bar is not final (--as-of: replay one that is over); never recorded.")] = False,
+    bars: Annotated[str | None, typer.Option(help="With --live: a csv or Parquet file with that session's bars, in place of the provider's quotes.")] = None,
     dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
     """What the champion says of a session, symbol by symbol; recorded. Example: mltrader predict --symbol KO --json"""
     from mltrader.predict import predict as say_of
 
-    store = _store()
-    made = say_of(store, as_of, version, tuple(symbol or ()))
-    keep = not dry_run and not made.in_hindsight and version is None
+    store, beside = _store(), {}
+    if live:
+        made, beside = _live(as_of, version, bars, symbol or [])
+    elif bars:
+        raise ConfigError("--bars is for --live; bars of sessions that are over come from the provider of the settings.")
+    else:
+        made = say_of(store, as_of, version, tuple(symbol or ()))
+    keep = not dry_run and not made.in_hindsight and version is None and not live
     if keep:
         from mltrader.config import load_settings
         from mltrader.orchestrator import keep_predictions
@@ -221,10 +248,12 @@ def predict(
     rows = made.frame.assign(session=made.frame["session"].dt.strftime("%Y-%m-%d")).to_dict("records")
     session = rows[0]["session"]
     note = "in hindsight: it has learned from this session or later ones; not recorded" if made.in_hindsight else "recorded" if keep else "not recorded"
-    value = {"session": session, "version": made.version, "name": made.name, "in_hindsight": made.in_hindsight, "recorded": keep, "predictions": rows}
+    value = {"session": session, "version": made.version, "name": made.name, "in_hindsight": made.in_hindsight, "recorded": keep, "predictions": rows, **beside}
     shown = [{"symbol": r["symbol"], "regime": r["regime"], "call": "abstain" if r["abstain"] else r["prediction"], "sell": r["proba_sell"], "hold": r["proba_hold"],
-              "buy": r["proba_buy"]} for r in rows]
-    say(value, as_json, f"{made.name} ({made.version[:12]}) on {session}, {note}\n{as_table(shown, ['symbol', 'regime', 'call', 'sell', 'hold', 'buy'])}")
+              "buy": r["proba_buy"], "reason": r.get("reason", "")} for r in rows]
+    columns = ["symbol", "regime", "call", "sell", "hold", "buy", *(["reason"] if live else [])]
+    head = "PROVISIONAL, the bar is not final; " if live else ""
+    say(value, as_json, f"{made.name} ({made.version[:12]}) on {session}, {head}{note}\n{as_table(shown, columns)}")
 
 
 @app.command()
@@ -378,6 +407,37 @@ def doctor(as_json: Json = False) -> None:
     if not all(check["ok"] for check in checks):
         raise typer.Exit(1)
 
+# %% ../nbs/90_cli.ipynb #98fd50af
+@app.command()
+def export(file: Annotated[str, typer.Argument(help="A file that does not exist yet: .csv or .parquet.")],
+           since: Annotated[str | None, typer.Option(help="First session.")] = None, until: Annotated[str | None, typer.Option(help="Last session.")] = None,
+           dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Recorded predictions and what became of them, as one file. Example: mltrader export predictions.parquet --since 2022-01-01"""
+    from pathlib import Path
+
+    from mltrader import predict
+    from mltrader.artifacts import publish
+
+    path = Path(file)
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{file} must end in .csv or .parquet.")
+    if path.exists():
+        raise ConfigError(f"{file} is there already; name another file, or remove it.")
+    found = predict.recorded(_store(), since, until)
+    if not dry_run:
+        publish(path, found.to_csv(index=False).encode() if path.suffix == ".csv" else found.to_parquet(index=False))
+    known = int(found["label"].notna().sum())
+    say({"file": file, "rows": len(found), "with_outcome": known, "written": not dry_run}, as_json, f"{len(found)} predictions, {known} with their outcome, {'would go' if dry_run else 'are'} into {file}.")
+
+
+@app.command()
+def gc(keep: Annotated[int, typer.Option(help="Cycles of which everything stays.")] = 10, dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Remove payloads of old cycles; decisions, reports, champions and archived events stay. Example: mltrader gc --keep 10 --dry-run"""
+    from mltrader.reports import make_room
+
+    done = make_room(_store(), keep, dry_run=dry_run)
+    say({**done, "removed": not dry_run}, as_json, f"{done['files']} file(s), {done['bytes'] / 1e6:,.0f} MB {'would be removed' if dry_run else 'are removed'}; {done['kept']} stay.")
+
 # %% ../nbs/90_cli.ipynb #f840972c
 @app.command()
 def report(
@@ -430,8 +490,9 @@ def timemachine(
     from rich.console import Console
     from rich.progress import Progress
 
+    from mltrader import blocks
     from mltrader import timemachine as machine
-    from mltrader.config import load_settings
+    from mltrader.config import load_settings, set_environment
     from mltrader.core import to_session
 
     if arm not in machine.ARMS:
@@ -448,8 +509,10 @@ def timemachine(
         done = machine.walked_until(chosen)
         say({"arm": arm, "start": first, "end": last, "walked_until": done}, as_json, f"would walk the arm {arm} from {first} to {last}" + (f"; it has come to {done}" if done else ""))
         return
+    if blocks.engine() == "dask":  # what can be fitted ahead, workers fit; the walk itself is a chain
+        typer.echo("fitted ahead: {made} of {fits} yearly fits; the others were there".format(**machine.years_ahead(chosen, first, last)), err=True)
     until, cycles, unequal = None if minutes is None else monotonic() + 60 * minutes, 0, []
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with set_environment({blocks.ENGINE: None}), Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         way = bar.add_task(arm, total=(to_session(last) - to_session(first)).days)
         for step in machine.walk(chosen, first, last, until=lambda: until is not None and monotonic() > until):
             bar.update(way, completed=(step.session - to_session(first)).days, description=f"{arm} {step.session.date()}")
@@ -541,10 +604,17 @@ def _sync_text(result: dict[str, Any]) -> str:
 
 
 @store_app.command("migrate")
-def store_migrate(dry_run: DryRun = False, as_json: Json = False) -> None:
-    """Bring the store to this version's schema. Example: mltrader store migrate"""
+def store_migrate(to: Annotated[str | None, typer.Option("--to", help="Copy the store into this empty database (SQLAlchemy URL) instead; the one in use stays as it is.")] = None,
+                  dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Bring the store to this version's schema, or move it. Example: mltrader store migrate --to postgresql+psycopg://user@host/mltrader"""
     from mltrader import store as db
 
+    if to is not None:
+        moved = db.copy_store(_store(), to, dry_run)
+        rows = [{"table": name, **said, "digest": said.get("digest", "")[:12]} for name, said in moved["tables"].items()]
+        end = "Nothing was written." if dry_run else f"All rows verified. Set MLTRADER_DATABASE_URL to {moved['to']} (with its password) for every command and service before the next run."
+        say({**moved, "written": not dry_run}, as_json, f"{as_table(rows, ['table', 'rows', 'digest'])}\n\n{moved['from']} -> {moved['to']}\n{end}")
+        return
     try:
         before = db.Store(create=False).version()
     except ConfigError:
@@ -826,6 +896,140 @@ def dashboard(
 
     serve(load_settings(dashboard={name: value for name, value in (("address", address), ("port", port)) if value is not None}), show)
 
+# %% ../nbs/90_cli.ipynb #4920367f
+paper_app = typer.Typer(no_args_is_help=True, help="Paper trading of the champion, with safeguards.")
+app.add_typer(paper_app, name="paper")
+Account = Annotated[str, typer.Option(help="Name of the account.")]
+
+
+def _desk(account: str, broker: str | None, shadow: bool | None, live_orders: bool) -> tuple[Any, Any, Any]:
+    """The store, the desk of an account and its market; what is not said is as the account was opened."""
+    from mltrader import paper
+    from mltrader import store as db
+    from mltrader.config import load_settings
+
+    store, settings = _store(), load_settings()
+    with store.read() as conn:
+        known = db.paper_account(conn, account) or {"broker": "simulated", "shadow": False}
+    market = paper.market_of(_audit_frames(settings), settings)
+    broker, shadow = known["broker"] if broker is None else broker, bool(known["shadow"]) if shadow is None else shadow
+    if broker not in db.PAPER_BROKERS:
+        raise ConfigError(f"There is no broker {broker!r}; they are {', '.join(db.PAPER_BROKERS)}.")
+    return store, paper.open_desk(store, settings, market, account, broker, shadow, live_orders), market
+
+
+def _paper_words(step: dict[str, Any]) -> str:
+    """A step in a line."""
+    why = f" ({', '.join(step['causes'])})" if step["causes"] else ""
+    return f"{step['session']}: {step['state']}{why}, governor {step['level']}, equity {step['equity']:,.0f}, {step['sent']} orders sent, {step['refused']} refused, {step['withheld']} withheld"
+
+
+@paper_app.command("start")
+def paper_start(
+    account: Account = "main",
+    broker: Annotated[str | None, typer.Option(help="simulated, or alpaca (its paper endpoint); as the account was opened if left out.")] = None,
+    shadow: Annotated[bool | None, typer.Option("--shadow/--no-shadow", help="Trade a champion that is not shown to be tradable; simulated money only.")] = None,
+    live_orders: Annotated[bool, typer.Option("--live-orders", help="The second of two switches for real money; the first is [paper] live_orders.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Wait for further sessions until Ctrl-C.")] = False,
+    dry_run: DryRun = False, as_json: Json = False,
+) -> None:
+    """Trade what is due on the champion's recorded predictions. Example: mltrader paper start --shadow"""
+    from threading import Event as Pause
+
+    from mltrader import paper
+    from mltrader import store as db
+    from mltrader.artifacts import ArtifactStore
+    from mltrader.config import home, load_settings
+
+    if dry_run:
+        with _store().read() as conn:
+            known = db.paper_account(conn, account)
+        say({"account": account, "known": known is not None, "run": False}, as_json, f"Would {'go on with' if known else 'open'} the account {account}. Nothing was done.")
+        return
+    while True:
+        store, desk, market = _desk(account, broker, shadow, live_orders)
+        done = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
+        labels = paper.labels_at_hand()
+        learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
+        watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " if desk.shadow else ""
+        say({"account": account, "shadow": desk.shadow, "steps": done, "attributed": learned}, as_json, watermark + ("\n".join(map(_paper_words, done)) if done else f"Nothing is due: {desk.ledger.done} is done."))
+        if not follow:
+            return
+        Pause().wait(load_settings().paper.poll_seconds)
+
+
+@paper_app.command("status")
+def paper_status(account: Account = "main", as_json: Json = False) -> None:
+    """An account as its log has it. Example: mltrader paper status --json"""
+    from mltrader.paper import status_of
+
+    found = status_of(_store(), account)
+    lines = [f"{'SHADOW ' if found['shadow'] else ''}account {account} ({found['broker']}), simulated money" if found["broker"] == "simulated" else f"account {account} ({found['broker']})",
+             f"state      {found['state']}{' (' + ', '.join(found['causes']) + ')' if found['causes'] else ''}, governor {found['governor']}",
+             f"equity     {found['equity']:,.2f} at the close of {found['session'] or '–'}, begun with {found['capital']:,.2f}",
+             f"orders     {found['orders']}, of which {found['open_orders']} are on their way"]
+    rows = [{"symbol": symbol, "shares": shares, "stop": found["stops"].get(symbol)} for symbol, shares in found["positions"].items()]
+    say(found, as_json, "\n".join([*lines, as_table(rows, ["symbol", "shares", "stop"]) if rows else "no positions"]))
+
+
+@paper_app.command("halt")
+def paper_halt(reason: Annotated[str, typer.Option(help="Why; recorded with it.")] = "by hand", dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Stop all paper trading of this home at once, and cancel open orders. Example: mltrader paper halt --reason "bad prices" """
+    from mltrader import paper
+    from mltrader import store as db
+    from mltrader.config import home, load_settings
+    from mltrader.ledger import KillSwitch, StoreJournal
+
+    switch, canceled, faults = KillSwitch(home() / "paper"), 0, []
+    if not dry_run:
+        switch.engage(reason)  # before anything that could fail
+        store = _store()
+        with store.read() as conn:
+            known = db.account_names(conn)
+        for name in known:
+            paper.halt(StoreJournal(store, name), switch, reason, Clock())
+        for name in known:
+            try:
+                canceled += paper.cancel_open(store, load_settings(), name)
+            except MltraderError as error:
+                faults.append(f"Open orders of {name} could not be canceled: {error}")
+    say({"halted": not dry_run, "file": str(switch.path), "canceled": canceled, "faults": faults}, as_json,
+        "\n".join([f"{'Would halt' if dry_run else 'Halted'}: {switch.path}; {canceled} open orders canceled. `mltrader paper resume` lets it go on.", *faults]))
+
+# %% ../nbs/90_cli.ipynb #d39c7714
+@paper_app.command("resume")
+def paper_resume(account: Account = "main", accept: Annotated[bool, typer.Option("--accept", help="Take the broker's positions for right where the log says otherwise.")] = False,
+                 dry_run: DryRun = False, as_json: Json = False) -> None:
+    """Let an account trade again, after a look at the broker's positions. Example: mltrader paper resume"""
+    from mltrader import paper
+
+    before = paper.status_of(_store(), account)
+    if not dry_run:
+        _, desk, _ = _desk(account, None, None, False)
+        paper.resume(desk, accept)
+    why = ", ".join(before["causes"]) or "nothing"
+    say({"resumed": not dry_run, "causes": before["causes"]}, as_json, f"{'Would resume' if dry_run else 'Resumed'} {account}; it was stopped by {why}.")
+
+
+@paper_app.command("report")
+def paper_report(
+    account: Account = "main",
+    start: Annotated[str | None, typer.Option(help="Rehearse from this session on, with out-of-fold predictions of the last cycle, instead of reporting the account.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last session of the rehearsal.")] = None,
+    walk: Annotated[str | None, typer.Option(help="Rehearse with what the champions of this arm of `mltrader timemachine` said.")] = None, as_json: Json = False,
+) -> None:
+    """A page about an account, or about a rehearsal in the past. Example: mltrader paper report --start 2007-10-01 --end 2009-06-30"""
+    from mltrader import rehearsal
+    from mltrader.config import load_settings
+
+    if (start is None) != (end is None):
+        raise ConfigError("A rehearsal needs --start and --end.")
+    if walk is not None and start is None:
+        raise ConfigError("--walk says whose predictions are rehearsed: give --start and --end, too.")
+    settings = load_settings()
+    found = rehearsal.leave_rehearsal(settings, start, end, walk) if start is not None else rehearsal.leave_account(_store(), settings, account)
+    say(found, as_json, f"{found['verdict']}\n{found['page']}")
+
 # %% ../nbs/90_cli.ipynb #f971e84d
 def main() -> None:
     """Entry point: turns errors into one line and an exit code."""
@@ -835,15 +1039,19 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except MltraderError as error:
+        from mltrader.log import scrub
+
         if debug:
             raise
-        typer.echo(f"mltrader: {error}", err=True)
+        typer.echo(scrub(f"mltrader: {error}"), err=True)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
+        from mltrader.log import scrub
+
         if debug:
             raise
         first = (str(error).splitlines() or [""])[0]
-        typer.echo(f"mltrader: {type(error).__name__}: {first} (unexpected; --debug shows where)", err=True)
+        typer.echo(scrub(f"mltrader: {type(error).__name__}: {first} (unexpected; --debug shows where)"), err=True)
         raise SystemExit(1) from None

@@ -312,7 +312,7 @@ CHANGED, CHAMPIONS, WATCHED = "What changed since the last run", "Who was champi
 def last_before(store: Store, token: int) -> str | None:
     """The last successful cycle before the run with this token."""
     with store.read() as conn:
-        return next((row["id"] for row in db.runs(conn, kind="cycle") if row["status"] == "success" and row["token"] < token), None)
+        return next((row["id"] for row in db.runs(conn, kind="cycle", status="success") if row["token"] < token), None)
 
 
 def changed_part(store: Store, folder: Path, draft: Mapping[str, Any], token: int, artifacts: ArtifactStore) -> str:

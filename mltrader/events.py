@@ -554,7 +554,7 @@ def record_event(store: Store, settings: Settings, event: Mapping[str, Any], as_
     """Write an event, and rows of the archive's manifest, in a run of their own, as of the latest session known; returns the run's id."""
     clock = Clock()
     with store.write() as conn:
-        days = [row["as_of"] for row in db.runs(conn) if row["as_of"] is not None] + ([] if as_of is None else [to_session(as_of).date()])
+        days = [day for day in (db.last_session(conn), None if as_of is None else to_session(as_of).date()) if day is not None]
         run_id = f"events_{clock.stamp()}"
         while db.runs(conn, run_id=run_id):
             run_id += "x"  # two within one second

@@ -18,7 +18,7 @@ __all__ = ['Array', 'CLOSE', 'VOLUME', 'INDEX', 'VIX', 'FACTOR', 'OPEN', 'HIGH',
 
 # %% ../nbs/11_features.ipynb #16829b0c
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -904,7 +904,7 @@ def nearest(correlation: pd.DataFrame) -> pd.Series:
     return pd.Series(np.nan_to_num(absolute).max(axis=1), index=correlation.index)
 
 # %% ../nbs/11_features.ipynb #0aefde47
-def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any) -> TaskOutput:
+def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any, compute: Callable[..., pd.DataFrame] = compute) -> TaskOutput:
     """Features of every panel row up to `as_of`.
 
     Parameters
@@ -915,6 +915,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any)
         Sections `features` and `run` (threads).
     as_of : session
         Later rows are not read.
+    compute : callable
+        What computes them: `compute`, or the same by blocks on another engine.
 
     Returns
     -------

@@ -84,11 +84,12 @@ def new(rows: int = 1, cols: int = 1, height: float = 3.2, width: float = 9.6, *
 
 
 def growth_axis(ax: Axes) -> None:
-    """Growth of 1 on a logarithmic scale, with its ticks as plain numbers at 1, 2 and 5 times powers of ten."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    """Growth of 1 on a logarithmic scale, with its ticks as plain numbers: at 1, 2 and 5 times powers of ten, or evenly where what is drawn spans less than a factor of five."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     ax.set(yscale="log", ylabel="growth of 1 (log scale)")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(5))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter("{x:g}")
 

@@ -8,7 +8,7 @@ __all__ = ['Array', 'REASONS', 'first_touch', 'best_mode', 'Packed', 'life_numbe
 
 # %% ../nbs/13_labels.ipynb #9201df73
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -289,7 +289,7 @@ def _paths(panel: pd.DataFrame, labels: pd.DataFrame, horizon: int) -> pd.DataFr
         columns=["label", "reason", "symbol", "session", "offset", "change_pct", "is_exit"])
 
 # %% ../nbs/13_labels.ipynb #d911a15e
-def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any) -> TaskOutput:
+def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any, label: Callable[[pd.DataFrame, LabelSettings], pd.DataFrame] = triple_barrier) -> TaskOutput:
     """Labels of the panel up to `as_of`.
 
     Parameters
@@ -300,6 +300,8 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any)
         Section `labels`.
     as_of : session
         Later rows are not read, so that no label knows a later price.
+    label : callable
+        What labels them: `triple_barrier`, or the same by blocks on another engine.
 
     Returns
     -------
@@ -314,7 +316,7 @@ def run(inputs: Mapping[str, Mapping[str, Any]], settings: Settings, as_of: Any)
     as_of, rule = to_session(as_of), settings.labels
     panel = inputs["market"]["panel"]
     panel = panel[panel["session"] <= as_of].reset_index(drop=True)
-    labels = triple_barrier(panel, rule)
+    labels = label(panel, rule)
     if labels.empty:
         raise DataError(f"no row up to {as_of.date()} can be labelled: a symbol needs {rule.horizon + 3} bars "
                         f"({rule.volatility_sessions} more for the preset `volatility`); bring more history or shorten "

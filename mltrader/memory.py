@@ -61,7 +61,7 @@ def build_samples(
     if taken:
         raise DataError(f"The features {taken} bear names that the samples reserve; rename them in 11_features.")
     require_columns(features, [*_KEYS, *feature_names], "features")
-    warm = features.loc[features.groupby("symbol", sort=False).cumcount() >= warm_up, [*_KEYS, *feature_names]]
+    warm = features[_KEYS].assign(at=np.arange(len(features)))[features.groupby("symbol", sort=False).cumcount() >= warm_up]  # the values are copied once, at the end
     facts = [name for name in SAMPLE_COLUMNS if name in labels.columns]
     frame = labels[facts].merge(symbol_regimes[[*_KEYS, "regime"]], how="left", on=_KEYS)
     market = market_regimes[["session", "regime", "vix"]].rename(columns={"regime": "market_regime"})
@@ -74,7 +74,7 @@ def build_samples(
         bad = bad.iloc[0]
         day = bad["session"].date()
         raise DataError(f"{bad['symbol']} on {day}: two samples, or no regime; each needs exactly one.")
-    return frame
+    return pd.concat([frame.drop(columns="at"), features[list(feature_names)].take(frame["at"].to_numpy()).reset_index(drop=True)], axis=1)
 
 # %% ../nbs/24_memory.ipynb #53fb7fe8
 def cutoffs(sessions: Any, first_test_year: int, as_of: Any) -> pd.DataFrame:
@@ -359,6 +359,7 @@ def _facts(
     judged: pd.DataFrame | None,
 ) -> pd.DataFrame:
     """Rows of the training set at `as_of`, with what their weights depend on, before replay."""
+    samples = samples[["session", "symbol", "regime", "label_known_at"]]  # the features would be copied with every choice of rows
     if judged is not None:
         where = archive[["session", "label_known_at", "event"]]
         archive = archive[~touches(where, judged)]
@@ -370,8 +371,7 @@ def _facts(
     old = _archive_rows(samples, archive, as_of, settings.memory, at, seed, state).assign(origin="archive")
     rows = pd.concat([recent, old[recent.columns]] if len(old) else [recent], ignore_index=True)
     rows = rows.astype({"event": "str", "origin": "str"}).sort_values("row", ignore_index=True)
-    facts = samples[["session", "symbol", "regime", "label_known_at"]].loc[rows["row"].to_numpy()]
-    return pd.concat([rows, facts.reset_index(drop=True)], axis=1)
+    return pd.concat([rows, samples.loc[rows["row"].to_numpy()].reset_index(drop=True)], axis=1)
 
 
 def training_rows(

@@ -102,7 +102,7 @@ def heal(run: Run) -> str:
     if best is None or (fault := registry.damage(artifacts, best["manifest"])) is None:
         return ""
     with run.store.read() as conn:
-        as_of = max(row["as_of"] for row in db.runs(conn) if row["as_of"] is not None)
+        as_of = db.last_session(conn)
         reached = best["rollback_to"] or best["move_id"]  # what came after was sent back
         moves = [move for move in db.promotions(conn, registry.CHAMPION) if move["id"] < reached and move["model_version"] != best["id"]]
         earlier = [move["name"] for move in moves if registry.damage(artifacts, db.version_row(conn, move["model_version"])["manifest"]) is None]
@@ -157,7 +157,7 @@ def event_words(output: TaskOutput) -> list[str]:
 def looked_at(run: Run, as_of: Any) -> bool:
     """Whether an earlier monitor run with these settings has looked at this session, or a later one, and did not fail."""
     with run.store.read() as conn:
-        last = next((row for row in db.runs(conn, kind="monitor") if row["status"] == "success"), None)
+        last = next(iter(db.runs(conn, 1, kind="monitor", status="success")), None)
     return last is not None and last["as_of"] >= to_session(as_of).date() and last["settings_digest"] == run.settings.digest()
 
 

@@ -235,10 +235,11 @@ def _wait(attempts: int, rule: NotifySettings) -> timedelta:
 def _claim(conn: Any, rule: NotifySettings, clock: Clock) -> dict[str, list[dict[str, Any]]]:
     """Take what is due, by channel; give up what is too old."""
     batches: dict[str, list[dict[str, Any]]] = {}
-    for row in db.messages(conn, due=clock.now()):
-        if row["attempts"] and row["created_at"] + timedelta(days=rule.keep_days) < clock.now():
+    moment = db.now(conn, clock)
+    for row in db.messages(conn, due=moment):
+        if row["attempts"] and row["created_at"] + timedelta(days=rule.keep_days) < moment:
             db.settle_message(conn, row["id"], next_attempt_at=None, last_error=f"given up after {rule.keep_days:g} days: {row['last_error']}")
-        elif len(batches.get(row["channel"], [])) < BATCH and db.claim_message(conn, row, clock.now() + _wait(row["attempts"] + 1, rule)):
+        elif len(batches.get(row["channel"], [])) < BATCH and db.claim_message(conn, row, moment + _wait(row["attempts"] + 1, rule)):
             batches.setdefault(row["channel"], []).append(row)
     return batches
 
@@ -254,7 +255,7 @@ def deliver(store: Store, settings: Settings, clock: Clock | None = None) -> dic
     clock, rule, count = clock or Clock(), settings.notify, {"sent": 0, "failed": 0}
     try:
         with store.read() as conn:
-            if not db.messages(conn, due=clock.now(), limit=1):
+            if not db.messages(conn, due=db.now(conn, clock), limit=1):
                 return count
         with store.write() as conn:
             batches = _claim(conn, rule, clock)
@@ -263,7 +264,7 @@ def deliver(store: Store, settings: Settings, clock: Clock | None = None) -> dic
             tried.add(row["id"])
             count["failed" if error else "sent"] += 1
             with store.write() as conn:
-                db.settle_message(conn, row["id"], **({"last_error": error} if error else {"sent_at": clock.now(), "last_error": None}))
+                db.settle_message(conn, row["id"], **({"last_error": error} if error else {"sent_at": db.now(conn, clock), "last_error": None}))
             if error:
                 log.event("notify", f"{row['channel']} was not reached: {error}", level="warning", run_id=row["run_id"], kind=row["kind"], attempts=row["attempts"] + 1)
         with store.write() as conn:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_ID', 'RUN_TOKEN', 'LIVE_COLUMNS', 'PAGE_STYLE',
-           'MATHML', 'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'NAMES', 'BADGES', 'TaskSpec', 'TaskSettings',
-           'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
+           'MATHML', 'MATHML_ATTRIBUTES', 'ALLOWED_TAGS', 'WORDS', 'NAMES', 'BADGES', 'BESIDE', 'TaskSpec',
+           'TaskSettings', 'decisions_before', 'vendor_state', 'data_fingerprint', 'input_document', 'write_inputs',
            'imported_siblings', 'closure', 'task_modules', 'stale_modules', 'pipeline_yaml', 'begin', 'Upstream',
            'Task', 'result_digest', 'candidate_decision', 'candidate_manifest', 'verdict_rows', 'products_folder',
            'read_outputs', 'open_task', 'peak_memory', 'watched_champion', 'live_rows', 'session_frame',
@@ -13,7 +13,7 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
            'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest',
            'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table',
            'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run',
-           'runs', 'load_product']
+           'needed_files', 'remove_files', 'make_room', 'runs', 'load_product']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -405,7 +405,11 @@ def read_outputs(path: Path | str) -> dict[str, Any]:
         document = unsealed(Path(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: run `ploomber build` (or `make run`) once, then this notebook can be run by hand.") from None
-    if not {"entries", "metrics", "digest"} <= set(document) or result_digest(document) != document["digest"]:
+    try:
+        whole = {"entries", "metrics", "digest"} <= set(document) and result_digest(document) == document["digest"]
+    except (KeyError, TypeError, AttributeError, ValueError):  # of another form
+        whole = False
+    if not whole:
         raise IntegrityError(f"{path} was edited: its digest does not fit; run `mltrader cycle --force`.")
     return document
 
@@ -601,7 +605,9 @@ def _is_plain(mathml: str) -> bool:
     """Whether this is MathML that can only be looked at: no other element (`\\text` lets any through), no link, no style, no handler."""
     from xml.etree import ElementTree
 
-    return all(node.tag.rpartition("}")[2] in MATHML and set(node.attrib) <= MATHML_ATTRIBUTES for node in ElementTree.fromstring(mathml).iter())
+    if "<!" in mathml or "<?" in mathml:  # no declarations: entities could grow without bound
+        return False
+    return all(node.tag.rpartition("}")[2] in MATHML and set(node.attrib) <= MATHML_ATTRIBUTES for node in ElementTree.fromstring(mathml).iter())  # noqa: S314  no entities, see above  # nosec B314
 
 
 def formulas_as_mathml(text: str, formulas: list[str]) -> str:
@@ -1031,6 +1037,9 @@ def _monthly(rows: Mapping[str, Sequence[Sequence[Any]]], columns: Sequence[str]
                    for i, (month, part) in enumerate(rows.items()))
 
 
+BESIDE = ("timemachine", "paper")  # folders of pages about more than one run
+
+
 def all_runs_index(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> str:
     """The page over all runs, newest first; `recorded` are rows of `store.runs`."""
     records = run_records(folder, recorded)
@@ -1059,7 +1068,10 @@ def all_runs_index(folder: Path, recorded: Sequence[Mapping[str, Any]] = ()) -> 
     months = {month: part[::-1] for month, part in reversed(daily.items())}
     checks = ("<h2>Daily checks</h2><p class=meta>Without training: what drifted, which event is open, how the champion does.</p>"
               + _monthly(months, ["run", "status", "as of", "found"], text)) if daily else ""
-    return page("mltrader runs", f"<h1>All runs</h1><p class=finding>Cycles: {said}.</p><p class=meta>Newest first. Failed and lost runs stay here too.</p>{html_table(columns, newest, text)}{more}{checks}")
+    beside = [path.relative_to(folder).as_posix() for part in BESIDE for path in sorted((folder / part).rglob("index.html"))]
+    links = "".join(f"<li><a href='{escape(name)}'>{escape(name.removesuffix('/index.html').replace('/', ': ').replace('_', ' '))}</a></li>" for name in beside)
+    others = f"<h2>Walks and accounts</h2><ul>{links}</ul>" if beside else ""
+    return page("mltrader runs", f"<h1>All runs</h1><p class=finding>Cycles: {said}.</p><p class=meta>Newest first. Failed and lost runs stay here too.</p>{html_table(columns, newest, text)}{more}{checks}{others}")
 
 
 def leave_reports(folder: Path, run: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]], notebooks: Mapping[str, Path],
@@ -1094,7 +1106,7 @@ def damaged_products(artifacts: ArtifactStore) -> dict[str, str]:
         path = products_folder() / task / "outputs.json"
         if path.is_file():
             try:
-                found = [fault for entry in read_outputs(path)["entries"].values() if (fault := artifacts.verify(entry["sha256"]))]
+                found = [fault for entry in read_outputs(path)["entries"].values() if (fault := artifacts.verify(entry["sha256"], thorough=False))]
             except IntegrityError as error:
                 found = [str(error)]
             if found:
@@ -1116,7 +1128,7 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         return faults or [f"{run_id}: {path} is no manifest of a run"]
     with store.read() as conn:
         row = (db.runs(conn, run_id=run_id) or [None])[0]
-        written = db.rows_digest(conn, run_id)
+        written, removed = db.rows_digest(conn, run_id), db.collected(conn)
     if row is None or row["manifest_digest"] != manifest.get("manifest"):
         faults.append(f"{run_id}: the store knows another manifest ({(row or {}).get('manifest_digest')})")
     signed = manifest.get("decisions")
@@ -1137,8 +1149,79 @@ def verify_run(store: Store, run_id: str, folder: Path, artifacts: ArtifactStore
         if not file.is_file() or digest_file(file) != sha256:
             faults.append(f"{run_id}: {file} is {'changed' if file.is_file() else 'missing'}")
     for task, info in manifest["tasks"].items():
-        faults += [f"{run_id}: {task}.{name}: {fault}" for name, entry in (info.get("entries") or {}).items() if (fault := artifacts.verify(entry["sha256"]))]
+        there = {name: entry["sha256"] for name, entry in (info.get("entries") or {}).items() if entry["sha256"] not in removed or artifacts.path(entry["sha256"]).exists()}
+        faults += [f"{run_id}: {task}.{name}: {fault}" for name, sha256 in there.items() if (fault := artifacts.verify(sha256))]
     return faults
+
+# %% ../nbs/51_reports.ipynb #91267774
+def needed_files(store: Store, keep: int, candidates: bool = True) -> set[str]:
+    """Hashes of the artifacts that somebody may still ask for.
+
+    Parameters
+    ----------
+    store : Store
+    keep : int
+        Cycles whose products stay, besides those of the products folders.
+    candidates : bool, default=True
+        Whether the models stay of versions, too, that were never champion.
+    """
+    with store.read() as conn:
+        reigned, needed = {move["model_version"] for move in db.alias_history(conn, registry.CHAMPION)}, {row["sha256"] for row in db.archived_events(conn)}
+        manifests = {version["id"]: db.version_row(conn, version["id"])["manifest"] for version in db.known_versions(conn)}
+        left = db.outputs_since(conn, keep) if keep else []
+    for version, manifest in manifests.items():
+        carried = [*manifest["components"].values()] if candidates or version in reigned else []
+        carried += manifest.values() if version in reigned else []
+        needed |= {entry["sha256"] for entry in carried if isinstance(entry, Mapping) and "sha256" in entry}
+    for product in (path for folder in ("products", "monitor") for path in (home() / folder).glob("*/outputs.json")):
+        left.append(read_outputs(product)["entries"])
+    return needed | {entry["sha256"] for entries in left for entry in entries.values()}
+
+
+def remove_files(store: Store, needed: set[str], clock: Clock | None = None, dry_run: bool = False) -> dict[str, int]:
+    """Remove the artifacts that are not `needed`: `{"files", "bytes", "kept"}`. Nothing may be written meanwhile.
+
+    Raises
+    ------
+    ConfigError
+        If artifacts are in object storage, where nobody can tell whose they are.
+    """
+    artifacts = ArtifactStore(home() / "artifacts")
+    if artifacts.objects is not None:
+        raise ConfigError("`MLTRADER_ARTIFACTS` is object storage, which other machines may use; files are removed from folders only.")
+    there = {path.name: path for path in artifacts.folder.glob("??/*") if len(path.name) == 64}
+    gone = [name for name in sorted(there) if name not in needed]
+    freed = sum(there[name].stat().st_size for name in gone)
+    if gone and not dry_run:
+        with store.write() as conn:  # first the note: a file that is noted and still there is just a file
+            db.mark_collected(conn, gone, clock or Clock())
+        for name in gone:
+            there[name].unlink(missing_ok=True)
+    return {"files": len(gone), "bytes": freed, "kept": len(there) - len(gone)}
+
+
+def make_room(store: Store, keep: int, clock: Clock | None = None, dry_run: bool = False) -> dict[str, int]:
+    """Remove the artifacts of all but the last `keep` cycles, and the models of candidates that were refused before them: see `remove_files`.
+
+    Raises
+    ------
+    ConfigError
+        If `keep` is below 1.
+    LeaseError
+        If a run is in progress.
+    """
+    if keep < 1:
+        raise ConfigError(f"`keep`={keep} must be at least 1: predictions and the monitor read what the last cycle has left.")
+    clock = clock or Clock()
+    if dry_run:
+        return remove_files(store, needed_files(store, keep, candidates=False), clock, dry_run)
+    with store.write() as conn:
+        token = db.take_lease(conn, "gc", 3600, clock)
+    try:
+        return remove_files(store, needed_files(store, keep, candidates=False), clock)
+    finally:
+        with store.write() as conn:
+            db.release_lease(conn, token)
 
 # %% ../nbs/51_reports.ipynb #9c5480b6
 def runs(limit: int = 20, store: Store | None = None, kind: str | None = "cycle") -> list[dict[str, Any]]:
@@ -1157,8 +1240,12 @@ def load_product(run_id: str, task: str, store: Store | None = None) -> Upstream
     """
     store = store or Store(create=False)
     with store.read() as conn:
-        found = {row["task"]: row for row in db.tasks_of(conn, run_id)}
+        found, removed = {row["task"]: row for row in db.tasks_of(conn, run_id)}, db.collected(conn)
     row = found.get(task)
     if row is None or not row["outputs"]:
         raise ConfigError(f"Run {run_id!r} has no outputs of task {task!r}; it has {sorted(t for t, r in found.items() if r['outputs']) or 'none'}.")
-    return Upstream(task, row["outputs"], ArtifactStore(home() / "artifacts"))
+    artifacts = ArtifactStore(home() / "artifacts")
+    for name, entry in row["outputs"].items():
+        if entry["sha256"] in removed and not artifacts.path(entry["sha256"]).exists():
+            raise ConfigError(f"`{name}` of task {task!r} in run {run_id!r} was removed by `mltrader gc` on {removed[entry['sha256']]:%Y-%m-%d}; its report and its decisions are still there.")
+    return Upstream(task, row["outputs"], artifacts)

@@ -216,7 +216,7 @@ STOP = 8.0  # seconds
 def command_job(*words: str) -> Callable[[], None]:
     """A job that runs `mltrader WORDS…` as a child process."""
     def job() -> None:
-        child = subprocess.Popen([sys.executable, "-c", "from mltrader.cli import main; main()", *words], cwd=project_root())
+        child = subprocess.Popen([sys.executable, "-c", "from mltrader.cli import main; main()", *words], cwd=project_root())  # noqa: S603  a list of our own words, without a shell
         try:
             code = child.wait()
         except BaseException:

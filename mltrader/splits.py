@@ -253,18 +253,18 @@ def check_fold(samples: pd.DataFrame, train: np.ndarray, test: np.ndarray, fold:
         Naming the fold and the first row at fault.
     """
     cutoff = to_session(cutoff)
-    late = samples["label_known_at"].iloc[train]
-    if (~(late <= cutoff)).any():
-        row = late.index[~(late <= cutoff)][0]
+    late = ~(samples["label_known_at"].to_numpy()[train] <= np.datetime64(cutoff))
+    if late.any():
+        row = samples.index[train[late][0]]
         raise DataError(
             f"Fold {fold}: training row {row} ({samples.at[row, 'symbol']}, {samples.at[row, 'session'].date()}) "
             f"was known at {samples.at[row, 'label_known_at']}, after the cut-off {cutoff.date()}; purge the plan."
         )
-    if (samples["session"].iloc[test] <= cutoff).any():
+    if (samples["session"].to_numpy()[test] <= np.datetime64(cutoff)).any():
         raise DataError(f"Fold {fold}: test rows lie at or before the cut-off {cutoff.date()}; test after it.")
     if len(np.unique(train)) < len(train):
         raise DataError(f"Fold {fold}: a training row is in the plan twice; use weights instead.")
-    keys = samples[["session", "symbol"]].iloc[train]
+    keys = pd.DataFrame({"session": samples["session"].to_numpy()[train], "symbol": samples["symbol"].array.take(train)})
     if (copies := keys.duplicated()).any():
         first = keys[copies].iloc[0]
         raise DataError(f"Fold {fold}: two training rows are {first['symbol']} on {first['session'].date()}; samples that were copied before the split are refused, use weights instead.")
@@ -331,8 +331,8 @@ def _said_key(model: str, X_test: pd.DataFrame) -> str:
 
 def learned_from(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """What a model is told of the plan's `rows`: `LEARNED_FROM`, as far as the plan has them, float32, and `LEARNED_WHEN`; numbered from 0."""
-    told = rows[[name for name in LEARNED_FROM if name in rows]].astype("float32").reset_index(drop=True)
-    return told.join(samples[list(LEARNED_WHEN)].iloc[rows["row"].to_numpy()].reset_index(drop=True))
+    at = rows["row"].to_numpy()
+    return pd.DataFrame({**{name: rows[name].to_numpy(dtype="float32") for name in LEARNED_FROM if name in rows}, **{name: samples[name].array.take(at) for name in LEARNED_WHEN}})
 
 
 def _cached(cache: MutableMapping[str, pd.DataFrame], key: str, keys: pd.DataFrame) -> np.ndarray | None:
@@ -340,7 +340,7 @@ def _cached(cache: MutableMapping[str, pd.DataFrame], key: str, keys: pd.DataFra
     if key not in cache:
         return None
     entry = cache[key]
-    if len(entry) != len(keys) or any(list(entry[name]) != list(keys[name]) for name in ("session", "symbol")):
+    if not entry[["session", "symbol"]].equals(keys):
         return None
     return entry[list(PROBABILITIES)].to_numpy(dtype=np.float64)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Answer', 'QUOTE', 'YAHOO', 'LONG', 'FRED_URL', 'MAX_RATE', 'LEFT_OUT', 'ROUNDING', 'VOLUME_ROUNDING', 'CHANGES',
            'Trouble', 'UnknownSymbol', 'Patience', 'retry_after', 'check_reply', 'Vendor', 'check_chart', 'YFinance',
-           'within', 'read_series', 'Fred', 'last_closed', 'clean', 'differences', 'Refused', 'gate', 'point',
-           'publish', 'Plan', 'plan_sync', 'News', 'sync_vendor', 'vendors_of', 'sync_all']
+           'within', 'read_series', 'Fred', 'last_closed', 'under_way', 'clean', 'differences', 'Refused', 'gate',
+           'point', 'publish', 'Plan', 'plan_sync', 'News', 'sync_vendor', 'vendors_of', 'sync_all']
 
 # %% ../nbs/14_vendors.ipynb #52c31820
 import csv
@@ -448,15 +448,28 @@ class Fred:
             raise VendorError(f"FRED fails: {error}. Nothing was stored; run `mltrader data sync` again later.") from error
 
 # %% ../nbs/14_vendors.ipynb #5845de9e
-def last_closed(calendar: str, now: Any, settle_minutes: int) -> pd.Timestamp:
-    """The last session of `calendar` whose close, plus `settle_minutes`, is not after the instant `now` (UTC)."""
+def _times(calendar: str) -> pd.DataFrame:
+    """`open` and `close` (UTC) of each session of a calendar."""
     import exchange_calendars as xc
 
     if not calendar:
         raise ConfigError("fetching needs a trading calendar, to know which sessions are over: set market.calendar, such as XNYS.")
     sessions(calendar, CALENDAR_START, CALENDAR_START)  # refuses an unknown calendar in words
-    closes = xc.get_calendar(calendar, start=CALENDAR_START).closes
+    return xc.get_calendar(calendar, start=CALENDAR_START).schedule[["open", "close"]]
+
+
+def last_closed(calendar: str, now: Any, settle_minutes: int) -> pd.Timestamp:
+    """The last session of `calendar` whose close, plus `settle_minutes`, is not after the instant `now` (UTC)."""
+    closes = _times(calendar)["close"]
     return to_session(closes.index[closes + pd.Timedelta(minutes=settle_minutes) <= pd.Timestamp(now)][-1])
+
+
+def under_way(calendar: str, now: Any, settle_minutes: int) -> tuple[pd.Timestamp | None, pd.Timestamp]:
+    """The session that has opened and whose bar is not final at the instant `now` (UTC), or None; and the opening of the next one."""
+    times, now = _times(calendar), pd.Timestamp(now)
+    begun = times[times["open"] <= now]
+    today = to_session(begun.index[-1]) if len(begun) else None
+    return today if today != last_closed(calendar, now, settle_minutes) else None, times["open"].iloc[len(begun)]
 
 # %% ../nbs/14_vendors.ipynb #73880105
 LEFT_OUT: tuple[str, ...] = ("symbol", "session", "reason")

@@ -36,6 +36,7 @@ class Chaos:
         self.bars, self.series = bars, series
         self.mode, self.times, self.latency = "", 10**9, 0.6
         self.silent_cookies = False  # the hosts for cookies never answer
+        self.now: pd.Timestamp | None = None  # in New York; later bars do not exist yet, and today's has the time of its last trade (None: all is there)
         self.asked: list[str] = []  # every request
         self.rows: dict[str, int] = {}  # rows sent, by symbol
         chaos = self
@@ -145,6 +146,10 @@ class Chaos:
             error = {"code": "Not Found", "description": "No data found, symbol may be delisted"}
             return 404, json.dumps({"chart": {"result": None, "error": error}}).encode()
         opens = (pd.DatetimeIndex(rows["date"]) + pd.Timedelta("9h30min")).tz_localize(ZONE)
+        if self.now is not None:
+            there = opens <= self.now
+            rows, opens = rows[there], opens[there]
+            opens = opens.where(opens.normalize() < self.now.normalize(), min(self.now, self.now.normalize() + pd.Timedelta("16h")))
         stamps = opens.as_unit("s").asi8
         if "period1" in query:
             inside = (stamps >= int(query["period1"])) & (stamps < int(query["period2"]))

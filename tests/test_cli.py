@@ -74,7 +74,7 @@ def test_settings_that_cannot_be_meant_are_refused_at_once(tmp_path, env, code, 
 @pytest.mark.parametrize("content", [b"no database", b""])
 def test_a_damaged_database_is_one_line(tmp_path, command, content):
     (tmp_path / "mltrader.db").write_bytes(content)
-    done = call(*command, MLTRADER_HOME=str(tmp_path), MLTRADER_RUN__REPORTS=str(tmp_path / "reports"))
+    done = call(*command, MLTRADER_HOME=str(tmp_path), MLTRADER_RUN__REPORTS=str(tmp_path / "reports"), MLTRADER_RUN__RETRIES_DATA="0")
     assert "Traceback" not in done.stderr + done.stdout and done.stderr.count("\n") <= 2, done.stderr
     if content and command != ["doctor"]:
         assert done.returncode == 1 and "mltrader.db" in done.stderr

@@ -1,7 +1,8 @@
 """Killed at any instant, with a disk that fails at any write, eight at once, or waking up too late: the champion serves, and the next cycle mends it.
 
 The cycles run without kernels on a made-up panel (`crash.py` says how); `benchmarks/chaos.py` does the same many times more, and
-what takes long: kernels, full disks, whole loops. Cycles through notebooks that are killed are in `test_cycle.py`.
+what takes long: kernels, full disks, whole loops. Cycles through notebooks that are killed are in `test_cycle.py`. Most is shown on SQLite; what depends on the
+database (kills around commits, races, who wakes up too late, readers) also on a PostgreSQL server, whose results must be those of SQLite.
 """
 import ast
 import errno
@@ -20,7 +21,7 @@ import crash
 import pytest
 from conftest import ROOT
 
-from mltrader import predict, reports
+from mltrader import orchestrator, predict, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.core import FAIL_POINTS, Clock, ConfigError, IntegrityError, LeaseError, failpoint
@@ -41,6 +42,34 @@ def stage():
     finally:
         made.close()
         shutil.rmtree(folder)
+
+
+class Elsewhere:
+    """The stage, with the stores of its homes on a PostgreSQL server."""
+
+    def __init__(self, stage: crash.Stage, postgres) -> None:
+        self.stage, self.postgres, self.moved = stage, postgres, {}
+
+    def __getattr__(self, name: str):
+        return getattr(self.stage, name)
+
+    def home(self, source: str = "base") -> Path:
+        """A home as the stage's, its store moved to the server."""
+        home = self.stage.home(source)
+        if source not in self.moved:
+            self.moved[source] = self.postgres.database(like=None)
+            held = crash.store_of(home)
+            db.copy_store(held, self.moved[source])
+            held.engine.dispose()
+        for path in home.glob("mltrader.db*"):
+            path.unlink()
+        (home / "database").write_text(self.postgres.database(like=db.sa.make_url(self.moved[source]).database))
+        return home
+
+
+@pytest.fixture(scope="module")
+def elsewhere(stage, postgres):
+    return Elsewhere(stage, postgres)
 
 
 def mended(stage, home: Path, killed: bool = True) -> dict:
@@ -167,6 +196,45 @@ def test_a_crash_that_did_leave_something_is_seen(stage):
     assert stage.run(home)[1]["computed"] != []
 
 
+# --- the same on a server --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("point", ["lease:after", "commit:before#12", "alias:after", "promote:after", "close:after"])
+def test_killed_with_the_store_on_a_server(elsewhere, point):
+    home = elsewhere.home()
+    assert elsewhere.run(home, point)[0] == -signal.SIGKILL
+    found = broken(home)
+    assert found["champion"]["name"] == ("production_v2" if point in ("promote:after", "close:after") else "production_v1")
+    mended(elsewhere, home)
+
+
+def test_a_history_on_a_server_is_that_of_sqlite(elsewhere, monkeypatch):
+    """From the first cycle on: the results, to the last digit, and all that a task is given; then back to the first champion, and all of it verifies."""
+    home = elsewhere.empty_home(elsewhere.postgres.database())
+    for day, results in zip(crash.DAYS, (elsewhere.whole["first"], elsewhere.whole["results"]), strict=True):
+        code, told = elsewhere.run(home, day=day)
+        assert code == 0 and told["results"] == results and told["computed"] in ([], ["archive"]), told  # its manifest names the runs that cut the samples
+    serves(home, monkeypatch)
+    for name, value in (("HOME", home), ("RUN__REPORTS", home / "reports"), ("DATABASE_URL", crash.url_of(home))):
+        monkeypatch.setenv(f"MLTRADER_{name}", str(value))
+    assert orchestrator.roll_back(crash.store_of(home), crash.settings_of(elsewhere.folder, crash.DAYS[1])) == "production_v1"
+    found = crash.state(home)
+    assert found["champion"]["name"] == "production_v1" and [run["kind"] for run in found["runs"]] == ["rollback", "cycle", "cycle"] and crash.faults(home) == []
+
+
+def test_two_machines_share_a_server_and_a_bucket(elsewhere, bucket, monkeypatch):
+    """The first has made the champion; the second, whose home is empty, makes the next one from what it finds there."""
+    url, place = elsewhere.postgres.database(), {"MLTRADER_ARTIFACTS": "s3://payloads/two", **{name: value for name, value in os.environ.items() if name.startswith("AWS_")}}
+    one, two = elsewhere.empty_home(url), elsewhere.empty_home(url)
+    (one / "reports").mkdir()
+    (two / "reports").symlink_to(one / "reports")
+    assert elsewhere.run(one, day=crash.DAYS[0], env=place)[1]["results"] == elsewhere.whole["first"]
+    code, told = elsewhere.run(two, env=place)
+    assert code == 0 and told["results"] == elsewhere.whole["results"] and told["computed"] in ([], ["archive"])
+    for name, value in (("MLTRADER_HOME", str(two)), ("MLTRADER_ARTIFACTS", place["MLTRADER_ARTIFACTS"])):
+        monkeypatch.setenv(name, value)
+    assert crash.faults(two) == [] and [run["status"] for run in crash.state(two)["runs"]] == ["success", "success"]
+
+
 # --- a disk that fails -----------------------------------------------------------------------------------------------
 
 def test_the_nth_write_fails(stage):
@@ -240,6 +308,10 @@ def test_of_eight_at_once_one_runs(stage):
         a_race(stage)
 
 
+def test_of_eight_at_once_one_runs_on_a_server(elsewhere):
+    a_race(elsewhere)
+
+
 def stopped(pid: int) -> None:
     """Wait until a process is stopped."""
     for _ in range(600):
@@ -272,6 +344,10 @@ def test_who_wakes_up_too_late_is_refused(stage, point):
     wakes_up_too_late(stage, point)
 
 
+def test_who_wakes_up_too_late_is_refused_by_a_server(elsewhere):
+    wakes_up_too_late(elsewhere, "promote:before")
+
+
 @pytest.mark.parametrize("where", ["in a task", "between two"])
 def test_a_terminated_cycle_says_so(stage, where):
     home = stage.home()
@@ -292,9 +368,9 @@ def test_a_terminated_cycle_says_so(stage, where):
 # --- leases and clocks -----------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def leased(tmp_path):
+def leased(database):
     """A lease of 60 seconds that this process holds."""
-    store = Store(f"sqlite:///{tmp_path}/t.db")
+    store = Store(database)
     with store.write() as conn:
         db.take_lease(conn, "a", 60, Clock())
         db.start_run(conn, "a", "cycle", "t", 1, {}, "d", Clock())
@@ -336,6 +412,7 @@ def test_only_a_provably_dead_holder_loses_its_lease_at_once(leased):
     for elsewhere in (f"{boot[::-1]} {space} {start}", f"{boot} pid:[1] {start}", None):  # another machine or boot, another container, unknown
         assert not taken(leased, pid=child, process=elsewhere)
         assert taken(leased, pid=child, process=elsewhere, expires_at=datetime(2000, 1, 1, tzinfo=UTC))
+    assert not taken(leased, pid=child, host="another")  # even where all else is the same, as in copies of one virtual machine
 
 
 class Set(Clock):
@@ -446,6 +523,10 @@ def read_while_promoting(stage, times: int, readers: int) -> None:
 
 def test_readers_see_the_old_champion_or_the_new_one(stage):
     read_while_promoting(stage, times=120, readers=2)
+
+
+def test_readers_of_a_server_see_the_old_champion_or_the_new_one(elsewhere):
+    read_while_promoting(elsewhere, times=40, readers=2)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------

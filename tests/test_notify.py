@@ -511,3 +511,5 @@ def test_a_secret_is_found_in_fields_however_json_would_write_it(tmp_path, monke
     entry = log.read_log("r8")[0]
     assert entry["message"] == "asked with ***" and entry["url"] == "/?token=***" and entry["deep"] == {"***": [1, {"x": "<***>"}]} and entry["rows"] == 26
     assert entry["number"] == ("***" if token.isdigit() else 87654321)
+    log.event(f"task {token}", "x", run_id=f"run {token}")  # where it happened is no place to hide
+    assert log.read_log()[-1]["step"] == "task ***" and log.read_log()[-1]["run_id"] == "run ***" and token not in log.log_file().read_text()

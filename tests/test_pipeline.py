@@ -15,15 +15,18 @@ FOUNDATION = {"core", "config", "checks", "figures"}
 ALLOWED = {
     "core": set(), "config": {"core"}, "log": set(), "store": {"core", "config"}, "artifacts": {"core"}, "checks": {"core"}, "figures": {"core"},
     "kernels": set(), "quality": set(), "expressions": {"kernels"}, "switching": set(), "luck": set(), "regimes": {"luck", "switching"}, "market": {"quality"}, "features": {"kernels", "expressions"}, "vendors": {"artifacts", "market", "quality"},
-    "archive": {"store", "artifacts"}, "events": {"archive", "artifacts", "store"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "treeshap": {"boosting", "forest", "kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
-    "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
+    "blocks": {"expressions", "features", "labels"}, "archive": {"store", "artifacts"}, "events": {"archive", "artifacts", "store"}, "memory": {"archive"}, "forgetting": {"memory", "splits"}, "splits": {"memory"}, "replay": {"store"}, "trees": {"kernels"}, "treeshap": {"boosting", "forest", "kernels"}, "tuning": set(), "forest": {"splits", "replay", "trees", "tuning"}, "boosting": {"splits", "forest", "tuning"}, "conformal": set(), "meta": {"splits", "replay", "conformal"},
+    "fits": {"artifacts", "blocks", "forest", "memory", "meta", "refits", "tuning"}, "cluster": {"blocks", "boosting", "forest", "memory"}, "significance": {"splits"}, "refits": {"archive", "memory", "splits", "forest", "boosting", "meta", "replay", "tuning"},
     "portfolio": {"splits"}, "backtest": {"labels", "luck", "portfolio", "splits"}, "sectors": {"splits", "store"}, "attribution": {"splits", "meta"}, "explain": {"attribution", "meta", "store", "treeshap"}, "promotion": {"attribution", "luck", "splits", "significance", "refits", "forgetting", "tuning"},
     "registry": {"store", "artifacts"}, "notify": {"store", "log", "reports"}, "reports": {"store", "artifacts", "registry"}, "watch": set(), "predict": {"store", "artifacts", "registry", "reports", "meta", "splits", "watch"},
+    "live": {"store", "artifacts", "features", "market", "predict", "quality", "regimes", "vendors"},
     "compare": {"store", "artifacts", "registry", "reports", "watch", "predict"},
-    "orchestrator": {"store", "artifacts", "registry", "reports", "compare", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
+    "orchestrator": {"blocks", "fits", "store", "artifacts", "registry", "reports", "compare", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
     "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"},
     "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"},
-    "timemachine": {"store", "artifacts", "backtest", "drift", "events", "features", "labels", "market", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "splits"},
+    "safeguards": set(), "brokers": {"safeguards"}, "ledger": {"store", "artifacts", "safeguards"}, "paper": {"store", "artifacts", "registry", "reports", "safeguards", "brokers", "ledger"},
+    "rehearsal": {"store", "artifacts", "reports", "safeguards", "brokers", "ledger", "paper"},
+    "timemachine": {"store", "archive", "artifacts", "backtest", "drift", "events", "features", "fits", "labels", "market", "memory", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "splits"},
     "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}

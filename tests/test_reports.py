@@ -422,6 +422,11 @@ def test_a_difference_seen_from_the_other_side_is_the_opposite(a, b, old, new):
 def test_hundreds_of_daily_checks_are_grouped_by_month(tmp_path):
     rows = [{"id": f"m{day:%Y%m%d}", "kind": "monitor", "status": "failed", "trigger": "t", "verdict": None, "as_of": day.date(), "error_message": "x", "started_at": day, "token": i}
             for i, day in enumerate(pd.bdate_range("2023-01-02", periods=400))]
+    assert "Walks and accounts" not in reports.all_runs_index(tmp_path, rows)
+    for name in ("timemachine/index.html", "paper/account_main/index.html"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("a page")
     page = reports.all_runs_index(tmp_path, rows)
+    assert all(link in page for link in ("<a href='timemachine/index.html'>timemachine</a>", "<a href='paper/account_main/index.html'>paper: account main</a>"))
     assert page.count("<details") == 19 and page.count("<details open") == 1 and "2024-07: 10 runs" in page and page.index("2024-07:") < page.index("2023-01:")
     assert len(page) < 200_000

@@ -368,7 +368,7 @@ def test_damage_is_found(stored):
         market.read_synced(stored, settings(universe={"symbols": ("AAA", "ZZZ")}))
 
 
-CHART = Chaos.chart(SimpleNamespace(bars=bars(("AAA",), DAYS[-3:]), rows={}), "AAA", {"range": "1d"})[1]
+CHART = Chaos.chart(SimpleNamespace(bars=bars(("AAA",), DAYS[-3:]), rows={}, now=None), "AAA", {"range": "1d"})[1]
 
 
 @given(st.one_of(st.binary(max_size=60), st.tuples(st.integers(0, len(CHART) - 1), st.binary(max_size=6)).map(lambda t: CHART[:t[0]] + t[1] + CHART[t[0] + len(t[1]):]),
