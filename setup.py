@@ -16,8 +16,10 @@ EXTRAS = {
     "regime": ["jumpmodels", "hmmlearn", "ruptures"],
     "cv": ["skfolio", "purgedcv"],
     "postgres": ["psycopg[binary]"],
+    "s3": ["fsspec", "s3fs"],
+    "brokers": ["alpaca-py"],
     "dashboard": ["panel"],
-    "dask": ["dask[distributed]"],
+    "dask": ["dask[distributed]", "cryptography"],
     "ta": ["ta-lib"],
 }
 

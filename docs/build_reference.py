@@ -169,7 +169,7 @@ def settings_page() -> str:
     parts = ["# Settings", NOTE, "A key is set in `mltrader.toml`, or by the environment variable `MLTRADER_SECTION__KEY`, which wins. A list in a variable is written with commas. An unknown key or a value "
              "beyond its limits is refused before anything runs. `mltrader config show` prints what is in force, `mltrader config diff RUN` what has changed since a run.",
              "Where things are is no setting of a run, and is told by variables alone: `MLTRADER_HOME` (the folder of all state, `.mltrader`), `MLTRADER_SETTINGS` (another TOML file), "
-             "`MLTRADER_DATABASE_URL` (another database), `MLTRADER_NOTIFY_URL_<CHANNEL>` (the address of a channel), `MLTRADER_DASHBOARD_TOKEN` (the dashboard's token)."]
+             "`MLTRADER_DATABASE_URL` (another database), `MLTRADER_ARTIFACTS` (another place for models and other payloads: a folder, or `s3://bucket/prefix`), `MLTRADER_NOTIFY_URL_<CHANNEL>` (the address of a channel), `MLTRADER_DASHBOARD_TOKEN` (the dashboard's token)."]
     for section, node in sections():
         parts += [f"## [{section}]", ast.get_docstring(node) or ""]
         parts.append(table(columns, [setting_row(one.target.id, one, comments, section) for one in node.body if isinstance(one, ast.AnnAssign)]))
