@@ -109,8 +109,6 @@ def _rotate(path: Path) -> None:
 
 def _append(path: Path, line: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size >= MAX_BYTES:
-        _rotate(path)
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(file).st_size
@@ -118,6 +116,8 @@ def _append(path: Path, line: bytes) -> None:
         os.write(file, b"\n" * torn + line)
     finally:
         os.close(file)
+    if size + len(line) >= MAX_BYTES:  # by what was open: by its name, another writer may have renamed it meanwhile
+        _rotate(path)
 
 
 def event(step: str, message: str, *, level: str = "info", run_id: str | None = None, clock: Clock | None = None, **fields: Any) -> None:

@@ -130,7 +130,7 @@ def test_each_trouble_and_then_each_message_once(home, hook, mail, monkeypatch):
     """Down, 500, silent, dripping, and back: the mail arrives at once and once, the hook's copy once it can; nobody hears anything twice."""
     monkeypatch.setenv("MLTRADER_NOTIFY_URL_OPS", f"json://user:passw0rd@127.0.0.1:{hook.port}/hooks/verysecrettoken")
     monkeypatch.setenv("MLTRADER_NOTIFY_URL_MAIL", f"mailto://127.0.0.1:{mail.port}?from=a@example.org&to=b@example.org")
-    store, rule, moment = Store(), rules("ops", "mail"), START
+    store, rule, moment = Store(), rules("ops", "mail", timeout_seconds=1.5), START
     assert write(store, rule, "one") == 2
     hook.down()
     said = []
@@ -481,10 +481,21 @@ def test_the_log_is_bounded_and_many_may_write(home, monkeypatch):
         log.event("step", f"{n}" + "x" * 200, run_id="s")
     log._rotate(log.log_file())  # another process has just done so
     files = list((home / "log").glob("*.jsonl"))
-    assert len(files) == log.KEEP + 1 and all(path.stat().st_size < 41_000 for path in files)
+    assert len(files) in (log.KEEP, log.KEEP + 1) and all(path.stat().st_size < 41_000 for path in files)
     lines = [json.loads(line) for path in files for line in path.read_text().splitlines()]
     assert log.read_log()[-1]["message"].startswith("1499") and len(lines) == len(log.read_log("s"))
     assert all(set(line) == {"time", "level", "run_id", "step", "message"} for line in lines)
+
+
+def test_no_writer_stumbles_over_a_log_that_another_one_renames(home, monkeypatch, capsys):
+    monkeypatch.setattr(log, "MAX_BYTES", 600)  # every third line or so renames the log
+    monkeypatch.setattr(log, "_told", False)
+    writers = [threading.Thread(target=lambda: [log.event("step", "x" * 200, run_id="r") for _ in range(500)]) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert capsys.readouterr().err == "" and not log._told
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_fails_nothing(home, monkeypatch, capsys):
