@@ -130,10 +130,11 @@ def test_the_cluster_is_on_this_machine_alone_and_encrypted(dask):
 
 
 def slow(part):
-    """Its process, and a number after a while; block 0 is that of the process to be killed, which says so in a file."""
+    """Says in a file's name which process has begun it; from block 4 on, none ends before a worker has been killed."""
     number, folder = part
     (folder / f"{number}.{os.getpid()}").touch()
-    time.sleep(0.25)
+    while number >= 4 and not (folder / "killed").exists():
+        time.sleep(0.01)
     return number * number
 
 
@@ -143,15 +144,16 @@ def test_a_killed_worker_changes_nothing(dask, tmp_path):
 
     def parts():
         for number in range(14):
-            if number == 10:  # blocks are handed out a few at a time: by now some are under way
-                while not (begun := list(tmp_path.iterdir())):
+            if number == 6:  # three are handed out to a worker at a time, and one worker may still be on its way: blocks 4 and 5 are under way
+                while not (begun := list(tmp_path.glob("[4-9].*"))):
                     time.sleep(0.01)
                 killed.append(int(begun[-1].suffix[1:]))
                 os.kill(killed[0], signal.SIGKILL)
+                (tmp_path / "killed").touch()
             yield number, tmp_path
 
     assert B.map_blocks(slow, parts(), 2) == [k * k for k in range(14)]
-    begun = [path.stem for path in tmp_path.iterdir()]
+    begun = [path.stem for path in tmp_path.glob("*.*")]
     assert killed and len(begun) > len(set(begun)) == 14
     assert not psutil.pid_exists(killed[0]) or psutil.Process(killed[0]).status() == psutil.STATUS_ZOMBIE
 
