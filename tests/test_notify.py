@@ -110,7 +110,7 @@ def home(tmp_path, monkeypatch) -> Path:
 
 
 def rules(*channels: str, **more) -> Settings:
-    return Settings(notify=NotifySettings(**{"channels": channels, "timeout_seconds": 0.4, "deadline_seconds": 2.5, **more}))
+    return Settings(notify=NotifySettings(**{"channels": channels, "timeout_seconds": 1.0, "deadline_seconds": 2.5, **more}))
 
 
 def write(store: Store, rule: Settings, *names: str, severity: str = "info", at: datetime = START) -> int:
@@ -415,12 +415,12 @@ def test_no_secret_anywhere(home, hook, mail, monkeypatch, capfd):
         monkeypatch.setenv(name, url.format(port=hook.port, mail=mail.port))
     channels = [name.removeprefix("MLTRADER_NOTIFY_URL_").lower() for name in CANARIES]
     rule = Settings(run=RunSettings(reports=str(home / "reports")), market=MarketSettings(provider="csv", path=str(home / "missing.csv")),
-                    notify=NotifySettings(channels=channels, timeout_seconds=0.5, deadline_seconds=3))
+                    notify=NotifySettings(channels=channels, timeout_seconds=1.5, deadline_seconds=6))
     store = Store()
     with pytest.raises(CycleError) as failed:
         run_inline(settings=rule, store=store)
     monkeypatch.setattr(log, "secrets", lambda *_: ())
-    raw = {channel: notify.send(channel, "t", "b", seconds=0.5) for channel in channels}
+    raw = {channel: notify.send(channel, "t", "b", seconds=1.5) for channel in channels}
     assert raw["well"] is None and "canary" in raw["odd"] + raw["bad"]  # without scrubbing it would be seen
     monkeypatch.undo()
     monkeypatch.setenv("MLTRADER_HOME", str(home))

@@ -77,7 +77,7 @@ def test_no_update_is_lost(store):
 
 def test_readers_and_the_writer_do_not_wait_for_each_other(store):
     """A reader sees one moment to its end, before, while and after somebody writes; neither waits. And what it would write, a server refuses."""
-    writer = another(store, patience=0.2)
+    writer = another(store, patience=3)
     begin(store, "a")
     with store.read() as old:
         assert [run["id"] for run in db.runs(old)] == ["a"]
