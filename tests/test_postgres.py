@@ -33,9 +33,11 @@ def store(database):
 
 @pytest.fixture
 def on_server(postgres):
-    made = Store(postgres.database())
+    url = postgres.database()
+    made = Store(url)
     yield made
     made.close()
+    postgres.drop(url)
 
 
 def another(store: Store, **more) -> Store:
