@@ -16,7 +16,7 @@ run: data       ## bring the data, build the whole DAG, say where the report is
 test: data      ## every test: notebooks, pytest, a smoke build of the DAG
 	@$(BIN)/python -m pytest -c tests/pytest.ini tests
 
-bench: data     ## the benchmark book, docs/benchmarks.md: hours at first, goes on where it was (QUICK=--quick: minutes)
+bench: run      ## the benchmark book, docs/benchmarks.md: hours at first, goes on where it was (QUICK=--quick: minutes)
 	@$(BIN)/python benchmarks/book.py --peers $(QUICK)
 
 lab: setup      ## JupyterLab on the notebooks

@@ -328,10 +328,11 @@ def page(results: Mapping[str, Mapping[str, Any]], images: Sequence[str] = ()) -
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
-    """All ratios against peers that ran beside ours, on one logarithmic axis, with intervals and bars; None if there are none."""
+    """All ratios against peers that ran beside ours, on one logarithmic axis, with intervals and bars; None if there are none. What is to be small, such as the price of another engine, is in the tables alone."""
     from mltrader import figures
 
-    chosen = [(BOOK[name].title, row) for name in BOOK if name != "seed_figures" and (r := results.get(name)) and r["error"] is None for row in r["result"]["rows"] if row["ratio"] is not None and row["ratio"] > 0]
+    chosen = [(BOOK[name].title, row) for name in BOOK if name != "seed_figures" and (r := results.get(name)) and r["error"] is None
+              for row in r["result"]["rows"] if row["ratio"] is not None and row["ratio"] > 0 and row["least"] and not row["against"].startswith("ours")]
     if not chosen:
         return None
     shape, ax = figures.new(height=0.24 * len(chosen) + 1.1, width=10.5)
@@ -344,16 +345,16 @@ def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
         if row["bar"] and row["least"]:
             ax.plot(row["bar"], y, "|", color=figures.INK, markersize=11)
     ax.axvline(1, color=figures.MUTED, linewidth=1)
-    ax.set(xscale="log", xlabel="times as much CPU time for the peer (log scale); | is the bar", ylim=(-0.7, len(chosen) - 0.3))
+    ax.set(xscale="log", xlabel="CPU time of the peer over ours (log scale); |: the bar", ylim=(-0.7, len(chosen) - 0.3))
     ax.set_yticks(list(places), [f"{title}: {_short(row)}" for title, row in chosen], fontsize=7.5)
     slower = sum(row["ratio"] < 1 for _, row in chosen)
-    ax.set_title(f"{len(chosen) - slower} of {len(chosen)} measured ratios favour ours, {slower} the peer")
+    ax.set_title(f"{len(chosen) - slower} of {len(chosen)} ratios favour ours")
     return shape
 
 
 def _short(row: Mapping[str, Any]) -> str:
     text = row["what"].replace("`", "") + (f" ({row['against']})" if row["against"] and row["against"].lower() not in row["what"].lower() else "")
-    return text if len(text) <= 78 else text[:76] + "…"
+    return text if len(text) <= 72 else text[:70] + "…"
 
 
 def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:

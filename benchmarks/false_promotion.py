@@ -331,7 +331,7 @@ def main() -> None:
     made, known = summary(found), {place(root, name).name for name in CASES}
     others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
     if options.json:
-        print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": [f"{count} worlds of {name}" for name, count in made["missing"].items()], "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
+        print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": ["worlds still to come, " + ", ".join(f"{name}: {count}" for name, count in made["missing"].items())] if made["missing"] else [], "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
     else:
         show(made, others)
     sys.exit(made["missed"] and not options.quick)
