@@ -936,7 +936,7 @@ def paper_start(
     """Trade what is due on the champion's recorded predictions. Example: mltrader paper start --shadow"""
     from threading import Event as Pause
 
-    from mltrader import paper
+    from mltrader import paper, registry
     from mltrader import store as db
     from mltrader.artifacts import ArtifactStore
     from mltrader.config import home, load_settings
@@ -951,7 +951,10 @@ def paper_start(
         done = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
         labels = paper.labels_at_hand()
         learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
-        watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " if desk.shadow else ""
+        if registry.champion(store) is None:
+            watermark = "SHADOW, simulated money. " * desk.shadow + "There is no champion, so nothing is bought. "
+        else:
+            watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " * desk.shadow
         say({"account": account, "shadow": desk.shadow, "steps": done, "attributed": learned}, as_json, watermark + ("\n".join(map(_paper_words, done)) if done else f"Nothing is due: {desk.ledger.done} is done."))
         if not follow:
             return

@@ -570,6 +570,7 @@ def test_the_commands(tmp_path, monkeypatch):
     made = call("start", "--shadow")
     assert [one["session"] for one in made["steps"]] == [str(days[-1].date())] and made["shadow"] and made["steps"][0]["state"] == "ACTIVE"
     assert call("start")["steps"] == []  # done already; with --shadow, as it was opened
+    assert CliRunner().invoke(app, ["paper", "start"]).stdout.startswith("SHADOW, simulated money. There is no champion, so nothing is bought. Nothing is due")
     with pytest.raises(ConfigError, match="was opened with broker simulated and --shadow"):
         call("start", "--no-shadow")
     assert call("halt", "--dry-run")["halted"] is False and not (tmp_path / "paper" / "HALT").exists()
