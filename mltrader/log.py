@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
@@ -151,15 +151,19 @@ def event(step: str, message: str, *, level: str = "info", run_id: str | None = 
 
 def read_log(run_id: str | None = None) -> list[dict[str, Any]]:
     """Lines of the log still kept, oldest first; a line cut off by a full disk is left out."""
-    path, found = log_file(), []
-    for file in [*(path.with_suffix(f".{n}.jsonl") for n in range(KEEP, 0, -1)), path]:
-        for line in file.read_bytes().splitlines() if file.is_file() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if run_id is None or entry.get("run_id") == run_id:
-                found.append(entry)
+    path, parts, found = log_file(), {}, []
+    for file in [path, *(path.with_suffix(f".{n}.jsonl") for n in range(1, KEEP + 1))]:
+        with suppress(FileNotFoundError), open(file, "rb") as part:
+            number = os.fstat(part.fileno()).st_ino
+            if number not in parts:  # newest first: a log that is renamed meanwhile is met twice rather than never
+                parts[number] = part.read()
+    for line in b"\n".join(reversed(parts.values())).splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if run_id is None or entry.get("run_id") == run_id:
+            found.append(entry)
     return found
 
 # %% ../nbs/04a_log.ipynb #237708c7

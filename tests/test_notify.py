@@ -487,6 +487,22 @@ def test_the_log_is_bounded_and_many_may_write(home, monkeypatch):
     assert all(set(line) == {"time", "level", "run_id", "step", "message"} for line in lines)
 
 
+def test_no_line_is_missed_or_told_twice_when_the_log_is_renamed_under_its_reader(home, monkeypatch):
+    monkeypatch.setattr(log, "MAX_BYTES", 2_000)
+    for n in range(20):
+        log.event("step", f"{n}" + "x" * 200, run_id="r")
+    before, fstat = log.read_log("r"), os.fstat
+
+    def renamed(number):
+        monkeypatch.setattr(log.os, "fstat", fstat)
+        monkeypatch.setattr(log, "MAX_BYTES", 0)
+        log._rotate(log.log_file())
+        return fstat(number)
+
+    monkeypatch.setattr(log.os, "fstat", renamed)
+    assert log.read_log("r") == before and len(before) == 20 and not log.log_file().exists()
+
+
 def test_no_writer_stumbles_over_a_log_that_another_one_renames(home, monkeypatch, capsys):
     monkeypatch.setattr(log, "MAX_BYTES", 600)  # every third line or so renames the log
     monkeypatch.setattr(log, "_told", False)
