@@ -1,6 +1,6 @@
 """How often does the loop err? Simulated markets of known truth, walked through month by month by the loop as it is.
 
-    python benchmarks/false_promotion.py --minutes 120                      # goes on where it was: all worlds, 200 seeds each (some ten hours on one core)
+    python benchmarks/false_promotion.py --minutes 120                      # goes on where it was: all worlds, 200 seeds of each kind in which errors are counted, 100 breaks, 50 of each kind for power, which cost more (some ten hours on one core)
     python benchmarks/false_promotion.py --worlds iid,garch --seeds 0:50    # a piece of it
     python benchmarks/false_promotion.py --report                           # the tables of what there is, without computing
     python benchmarks/false_promotion.py --quick                            # three worlds of each of two kinds, 6 cycles: under a minute; too few to judge
@@ -13,13 +13,14 @@ cycle refreshes it and the others try the next recipe. Errors, and the bar of ea
 - false call to trade: any cycle that calls its candidate tradable, in worlds whose volatility can be predicted and whose direction cannot (garch, garch drift, bootstrap). Promotions are right there, and
   their number stands beside it: a gate that never promotes passes nothing.
 - wrong replacement: in the same worlds, any promotion that replaces the champion by a model whose true expected loss is higher by more than the margin that the gate states ([promotion] margin). The true
-  loss is that of the deployed models on a fresh path of the world.
+  loss is that of the deployed models on a fresh path of the world. Refreshes of the champion's recipe and other recipes are counted apart, too: in a world that stays as it is, a refresh can hardly lose so much.
 
 Power: share of worlds with a planted relation between a feature and the return (250 names, no costs) in which the loop promotes within 24 cycles, against that of an oracle that knows the relation and is
 judged by the rule `beats_prior` alone, on the same rows and with the same spending: bar 80 % of the oracle's. The IC is the oracle's, as attained. For 26 names the same, without a bar. Breaks: share of worlds
-in which the champion is replaced within 6 cycles after the mean return over a label's horizon has moved by one standard deviation: bar 80 %; how often that happens without a break stands beside it.
+in which the champion is replaced within 6 cycles after the mean return over a label's horizon has moved by one standard deviation: bar 80 %. The first of these cycles sees hardly any label from after the break, so the same
+number of cycles is also counted from the first one whose evidence holds horizon + 2 sessions from after it. How often the champion is replaced in the same cycles without a break stands beside both, with the difference.
 
-*Careless* is the same gate on the same evidence without its budget: every look takes 2.5 %. It says what the spending is worth.
+*Careless* is the same gate on the same evidence without its budget: every look takes 2.5 %. Where it errs more often than the gate, the difference is what spending is worth; where it does not, the table does not show it.
 
 Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of its code and size: results of different code are never merged, and seeds change with
 `STUDY`, which is raised when the code is changed because of what a study found. Exits with 1 if a bar is missed.
@@ -27,6 +28,7 @@ Each world is a file of its own in `--out` (by default `.mltrader/studies/false_
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -45,7 +47,7 @@ import numpy as np  # noqa: E402
 import timing  # noqa: E402
 import worlds  # noqa: E402
 from loop import RECIPES, SMALL, STEP, Known, Loop, in_memory, merged, oracle, oracle_looks, true_losses  # noqa: E402
-from scipy.stats import beta  # noqa: E402
+from scipy.stats import beta, binomtest  # noqa: E402
 
 from mltrader.artifacts import publish  # noqa: E402
 from mltrader.config import Settings, home  # noqa: E402
@@ -182,6 +184,9 @@ def row(name: str, question: str, k: int, n: int, bar: int | None, promotions: i
             "ok": bar is None or k <= bar, **more}
 
 
+REPLACED: dict[str, tuple[str, ...]] = {"": ("refresh", "new_recipe"), ", by a refresh": ("refresh",), ", by another recipe": ("new_recipe",)}
+
+
 def errors(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The errors of one kind of world."""
     n, margin = len(found), Settings().promotion.margin
@@ -191,28 +196,46 @@ def errors(name: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if name.startswith("iid"):
         return [row(name, "any promotion", sum(k > 0 for k in promotions), n, MOST, **counts), row(name, "any promotion, careless gate", careless, n, None, **counts)]
     traded = [[cycle for cycle in one["cycles"] if cycle["tradable"] == "tradable"] for one in found]
-    steps = [np.diff(one.get("true_losses", [])) for one in found]
-    wrong = sum(bool((step > margin).any()) for step in steps)
-    return [row(name, "any call to trade", sum(map(bool, traded)), n, MOST, **counts),
-            row(name, f"replaced by one worse by {margin:g}", wrong, n, MOST, **counts, replaced=int(sum(map(len, steps))), mean_step=float(np.mean(np.concatenate(steps))) if any(map(len, steps)) else float("nan"),
-                worst_step=float(max((step.max() for step in steps if len(step)), default=float("nan"))))]
+    steps = [[(cycle["kind"], after - before) for cycle, before, after in zip(made[1:], losses, losses[1:], strict=False)]
+             for one in found for made, losses in [([cycle for cycle in one["cycles"] if cycle["promoted"]], one.get("true_losses", []))]]
+    lines = [row(name, "any call to trade", sum(map(bool, traded)), n, MOST, **counts)]
+    for words, kinds in REPLACED.items():  # of all the error has its bar; the kinds say where to look
+        own = [[step for kind, step in world if kind in kinds] for world in steps]
+        every = [step for world in own for step in world]
+        lines.append(row(name, f"replaced by one worse by {margin:g}{words}", sum(any(step > margin for step in world) for world in own), n, None if words else MOST, **counts, replaced=len(every),
+                         mean_step=float(np.mean(every)) if every else float("nan"), worst_step=max(every, default=float("nan"))))
+    return lines
 
 
-def replaced_within(one: dict[str, Any], after: int, within: int = WITHIN) -> bool | None:
-    """Whether a champion of before cycle `after` is replaced in the `within` cycles from it on; None if there is none."""
-    champion = any(cycle["promoted"] for cycle in one["cycles"][:after])
-    return any(cycle["promoted"] for cycle in one["cycles"][after:after + within]) if champion else None
+def replaced_within(one: dict[str, Any], start: int) -> bool | None:
+    """Whether a champion of before the break is replaced in the cycles from `start` on that count; None if there is none."""
+    champion = any(cycle["promoted"] for cycle in one["cycles"][:BREAK + 1])
+    return any(cycle["promoted"] for cycle in one["cycles"][start:start + WITHIN]) if champion else None
+
+
+def first_that_sees() -> int:
+    """The first cycle whose evidence holds at least horizon + 2 sessions from after the break: a session's label is known horizon + 2 sessions later."""
+    late = Settings(**SMALL).labels.horizon + 2
+    return next(number for number in range(BREAK + 1, CYCLES) if STEP * (number - BREAK) - STEP // 2 + 1 - late >= late)
+
+
+def difference(k: int, n: int, j: int, m: int) -> tuple[float, float, float]:
+    """k of n less j of m, with the 95 % interval of Newcombe (1998, Statistics in Medicine 17, method 10)."""
+    (p, p_low, p_high), (q, q_low, q_high) = ((k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((k, n), (j, m)))
+    return p - q, p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
 
 
 def breaks(found: list[dict[str, Any]], calm: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often a champion is replaced after a break, and without one."""
-    def share(results: list[dict[str, Any]]) -> tuple[int, int]:
-        answers = [answer for one in results if (answer := replaced_within(one, BREAK + 1)) is not None]
-        return sum(answers), len(answers)
+    """How often a champion is replaced after a break, and in the same cycles without one: as decided, and from the first cycle that can see the break."""
+    def window(start: int) -> dict[str, Any]:
+        broken, still = ([answer for one in part if (answer := replaced_within(one, start)) is not None] for part in (found, calm))
+        k, n, j, m = sum(broken), len(broken), sum(still), len(still)
+        return {"first_cycle": start, "replaced": k, "worlds": n, "share": k / n if n else float("nan"), "interval": interval(k, n) if n else None, "without_break": j, "worlds_without_break": m,
+                "difference": difference(k, n, j, m) if n and m else None}
 
-    (k, n), (without, still) = share(found), share(calm)
-    return {"replaced": k, "worlds": n, "no_champion": len(found) - n, "share": k / n if n else float("nan"), "interval": interval(k, n) if n else None, "without_break": without, "worlds_without_break": still,
-            "ok": n == 0 or k / n >= RATIO}
+    decided = window(BREAK + 1)
+    return {**decided, "seeing": window(first_that_sees()), "no_champion": [one["seed"] for one in found if replaced_within(one, 0) is None],
+            "no_champion_without_break": [one["seed"] for one in calm if replaced_within(one, 0) is None], "ok": decided["worlds"] > 0 and decided["share"] >= RATIO}
 
 
 def power(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -258,19 +281,26 @@ def show(made: dict[str, Any], others: list[str]) -> None:
     print(f"Study {STUDY}. {sizes()}.\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     if others:
         print(f"Results of other code are there, and not merged: {', '.join(others)}.")
-    print(f"\n{'world':14}{'error':34}{'worlds with it':>16}{'share, 95 %':>22}{'upper bound':>13}{'bar':>6}{'promotions':>12}{'in worlds':>11}")
+    print(f"\n{'world':14}{'error':50}{'worlds with it':>16}{'share, 95 %':>22}{'upper bound':>13}{'bar':>6}{'promotions':>12}{'in worlds':>11}")
     for line in made["errors"]:
         share = f"{100 * line['errors'] / line['worlds']:.1f} % ({100 * line['low']:.1f}-{100 * line['high']:.1f})"
-        print(f"{line['world']:14}{line['question']:34}{line['errors']:>6} of {line['worlds']:<6}{share:>22}{100 * line['upper']:>11.1f} %{line['bar'] if line['bar'] is not None else '–':>6}{line['promotions']:>12}"
-              f"{line['worlds_promoted']:>11}" + ("" if line["ok"] else "  MISSED") + (f"   {line['replaced']} replacements, mean change of true loss {line['mean_step']:+.4f}, worst {line['worst_step']:+.4f}" if "replaced" in line else ""))
+        print(f"{line['world']:14}{line['question']:50}{line['errors']:>6} of {line['worlds']:<6}{share:>22}{100 * line['upper']:>11.1f} %{line['bar'] if line['bar'] is not None else '–':>6}{line['promotions']:>12}"
+              f"{line['worlds_promoted']:>11}" + ("" if line["ok"] else "  MISSED") + (f"   {line['replaced']} replacements" if "replaced" in line else "")
+              + (f", mean change of true loss {line['mean_step']:+.4f}, worst {line['worst_step']:+.4f}" if line.get("replaced") else ""))
+    if same := careless_alike(made["errors"]):
+        print(f"In {same} a gate that takes 2.5 % at every look errs in as few worlds as the gate: these tables do not show what spending is worth.")
     for line in made["power"]:
         low, high = line["interval"]
         print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; ratio {line['ratio']:.2f}"
               + (f", bar {RATIO}" if CASES[line["world"]].aimed else ", no bar") + ("" if line["ok"] else "  MISSED") + (f"; stopped elsewhere by {line['stops']}" if line["stops"] else ""))
     if made["break"]:
         b = made["break"]
-        print(f"break: champion replaced within {WITHIN} cycles in {b['replaced']} of {b['worlds']} worlds ({b['no_champion']} more had no champion), bar {RATIO:.0%}{'' if b['ok'] else '  MISSED'}; "
-              f"in as many cycles without a break: {b['without_break']} of {b['worlds_without_break']}")
+        for words, window in (("within", b), ("from the first cycle that sees it on, within", b["seeing"])):
+            print(f"break: champion replaced {words} {WITHIN} cycles (from number {window['first_cycle'] + 1}) in {window['replaced']} of {window['worlds']} worlds"
+                  + (f", bar {RATIO:.0%}{'' if b['ok'] else '  MISSED'}" if window is b else ", no bar") + f"; without a break in {window['without_break']} of {window['worlds_without_break']}"
+                  + ("; difference {:+.0%} ({:+.0%} to {:+.0%}, 95 %)".format(*window["difference"]) if window["difference"] else ""))
+        for words, seeds in (("with", b["no_champion"]), ("without", b["no_champion_without_break"])):
+            print(f"  worlds {words} a break that had no champion by then, and do not count: {', '.join(map(str, seeds)) or 'none'}")
     print("CPU-s a cycle (median): " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in made["cpu_s_a_cycle"].items()))
     if made["never_promotes"]:
         print("MISSED: the gate has promoted nothing where a promotion is right.")
@@ -296,15 +326,26 @@ def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> N
         print(f"{name} {seed}: promoted in {[i for i, c in enumerate(result['cycles']) if c['promoted']]}, {result['cpu_s']:.0f} CPU-s", file=sys.stderr, flush=True)
 
 
+def careless_alike(lines: list[dict[str, Any]]) -> str:
+    """The kinds of world in which the careless gate errs in as many worlds as the gate, by name."""
+    count = {(line["world"], "careless" in line["question"]): line["errors"] for line in lines if line["question"].startswith("any promotion")}
+    return ", ".join(world for world, careless in count if careless and count[world, True] == count[world, False])
+
+
 def rows_of(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables in the shape of the benchmark book; a study that is not whole has no bar."""
-    whole = {name for name, case in CASES.items() if made["missing"].get(name, 0) == 0}
-    rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], one["bar"] if one["world"] in whole else None, one["ok"],
-                        f"of {one['worlds']} worlds, at most {one['upper']:.1%} (one-sided 95 %); {one['promotions']} promotions in {one['worlds_promoted']} worlds", unit="worlds", least=False) for one in made["errors"]]
-    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], RATIO if CASES[one["world"]].aimed and one["world"] in whole else None, one["ok"],
+    """The tables in the shape of the benchmark book; of a study that is not whole a bar is shown only where it is missed so far."""
+    def barred(name: str, bar: float | None, ok: bool) -> float | None:
+        return bar if not ok or made["missing"].get(name, 0) == 0 else None
+
+    rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], barred(one["world"], one["bar"], one["ok"]), one["ok"],
+                        f"of {one['worlds']} worlds, at most {one['upper']:.1%} (one-sided 95 %); " + (f"{one['replaced']} replacements" if "replaced" in one else f"{one['promotions']} promotions in {one['worlds_promoted']} worlds"), unit="worlds", least=False) for one in made["errors"]]
+    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
                          f"promoted in {one['loop']} of {one['worlds']} worlds, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
     if b := made["break"]:
-        rows.append(timing.line("break: champion replaced in time", b["replaced"] / max(b["worlds"], 1), RATIO if "break" in whole else None, b["ok"], f"of {b['worlds']} worlds, within {WITHIN} cycles", least=True))
+        for words, window, bar in (("in time", b, RATIO), ("in as many cycles that can see it", b["seeing"], None)):
+            apart = "; difference {:+.0%} [{:+.0%}, {:+.0%}] (95 %)".format(*window["difference"]) if window["difference"] else ""
+            rows.append(timing.line(f"break: champion replaced {words}", window["replaced"] / max(window["worlds"], 1), bar and barred("break", bar, b["ok"]), bar is None or b["ok"],
+                                    f"of {window['worlds']} worlds, within {WITHIN} cycles; without a break {window['without_break']} of {window['worlds_without_break']}{apart}", least=True))
     return rows
 
 

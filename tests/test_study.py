@@ -88,8 +88,9 @@ def test_a_break_moves_the_mean_by_one_deviation_of_the_horizon():
 
 # --- the report counts what it says ----------------------------------------------------------------------------------
 
-def result(name: str, seed: int, promoted: tuple = (), tradable: tuple = (), losses: tuple = ()) -> dict:
-    cycles = [{"kind": "first", "verdict": "PROMOTE" if n in promoted else "HOLD", "careless": "HOLD", "promoted": n in promoted, "tradable": "tradable" if n in tradable else "not shown", "stops": []}
+def result(name: str, seed: int, promoted: tuple = (), tradable: tuple = (), losses: tuple = (), others: tuple = ()) -> dict:
+    """A result whose replacements are refreshes, but for those in the cycles `others`."""
+    cycles = [{"kind": "first" if n <= min(promoted, default=n) else "new_recipe" if n in others else "refresh", "verdict": "PROMOTE" if n in promoted else "HOLD", "careless": "HOLD", "promoted": n in promoted, "tradable": "tradable" if n in tradable else "not shown", "stops": []}
               for n in range(study.CYCLES)]
     return {"world": name, "seed": seed, "cycles": cycles, "loop_cpu_s": 0.1, "cpu_s": 2.4, "true_losses": list(losses), "ic": 0.05, "oracle": 3}
 
@@ -109,9 +110,47 @@ def test_each_error_is_counted_by_world_and_a_gate_that_never_promotes_passes_no
     good = [result("garch", seed, (0, 4), (), (0.700, 0.709)) for seed in range(20)]
     assert not study.summary(good)["missed"]
     wrong = study.summary([result("garch", seed, (0, 4, 9), (3, 7), (0.70, 0.72, 0.74)) for seed in range(12)] + good)
-    assert [line["errors"] for line in wrong["errors"]] == [12, 12] and wrong["missed"]
+    assert [line["errors"] for line in wrong["errors"]] == [12, 12, 12, 0] and wrong["missed"]
     idle = study.summary([result("garch", seed) for seed in range(20)])
     assert idle["never_promotes"] and idle["missed"]
+
+
+def test_replacements_are_counted_by_kind():
+    """A bad refresh is no error of another recipe, and the other way round; the bar is on both together."""
+    found = [result("garch", 0, (0, 4, 9), (), (0.70, 0.705, 0.72), (9,)), result("garch", 1, (0, 4), (), (0.70, 0.72)), result("garch", 2, (0,))]
+    whole, refreshed, other = study.errors("garch", found)[1:]
+    assert [(line["errors"], line["replaced"], line["bar"]) for line in (whole, refreshed, other)] == [(2, 3, study.MOST), (1, 2, None), (1, 1, None)]
+    assert refreshed["worst_step"] == pytest.approx(0.02) and other["mean_step"] == pytest.approx(0.015)
+    assert [study.summary([result("garch", seed, (0, 4), (), (0.70, 0.72), others) for seed in range(10)])["missed"] for others in ((), (4,))] == [True, True]
+
+
+def test_a_careless_gate_that_errs_no_more_is_said_to_show_nothing(capsys):
+    quiet = [result("iid", seed) for seed in range(3)]
+    study.show(study.summary(quiet), [])
+    assert "In iid a gate that takes 2.5 % at every look errs in as few worlds" in capsys.readouterr().out
+    quiet[0]["cycles"][3]["careless"] = "PROMOTE"
+    study.show(study.summary(quiet), [])
+    assert "errs in as few worlds" not in capsys.readouterr().out
+
+
+def test_a_break_is_counted_from_where_it_can_be_seen_too():
+    """A champion that gives way in the first cycle after the break, whose evidence hardly knows of it, counts in the window as decided and not in the later one."""
+    horizon, first = study.Settings(**loop.SMALL).labels.horizon, study.first_that_sees()
+    known = [study.STEP * (n - study.BREAK) - study.STEP // 2 + 1 - (horizon + 2) for n in (first - 1, first)]                # sessions after the break whose labels are known
+    assert first == study.BREAK + 2 and known[0] < horizon + 2 <= known[1]
+    early = [result("break", seed, (2, study.BREAK + 1)) for seed in range(10)]
+    calm = [result("garch", seed, (2, first) if seed < 5 else (2,)) for seed in range(10)]
+    made = study.breaks([*early, result("break", 77)], [*calm, result("garch", 78, (first,))])
+    assert (made["replaced"], made["without_break"], made["worlds"], made["no_champion"], made["no_champion_without_break"], made["ok"]) == (10, 5, 10, [77], [78], True)
+    assert (made["seeing"]["replaced"], made["seeing"]["without_break"]) == (0, 5) and made["difference"][0] == 0.5 == -made["seeing"]["difference"][0]
+    assert not study.breaks([result("break", 77)], calm)["ok"], "no champion to replace is no pass"
+
+
+def test_the_interval_of_a_difference_of_shares():
+    """Newcombe's own example, and what it has to hold in worlds of equal shares."""
+    assert study.difference(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    draw = np.random.default_rng(0).binomial(25, 0.5, (2000, 2))
+    assert np.mean([low <= 0 <= high for _, low, high in (study.difference(k, 25, j, 25) for k, j in draw)]) > 0.93
 
 
 def test_power_and_breaks_have_their_bars():
@@ -122,7 +161,7 @@ def test_power_and_breaks_have_their_bars():
     after = study.BREAK + 1
     broken = [result("break", seed, (2, after + study.WITHIN - 1)) for seed in range(8)] + [result("break", seed, (2, after + study.WITHIN)) for seed in (8, 9)] + [result("break", 10)]
     made = study.summary(broken)["break"]
-    assert (made["replaced"], made["worlds"], made["no_champion"], made["ok"]) == (8, 10, 1, True)
+    assert (made["replaced"], made["worlds"], made["no_champion"], made["ok"]) == (8, 10, [10], True)
     assert study.summary(broken[1:])["missed"]
 
 
