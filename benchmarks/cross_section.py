@@ -61,7 +61,7 @@ from mltrader.portfolio import SESSIONS_A_YEAR, simulate
 from mltrader.replay import Replay
 from mltrader.significance import holm, p_above
 
-LEVEL, MIN_NAMES, PENALTY = 0.05, 5, 0.1  # PENALTY: of the linear models, a training row
+LEVEL, MIN_NAMES, PENALTY, SEEDS = 0.05, 5, 0.1, 20  # SEEDS: of a whole table; PENALTY: of the linear models, a training row
 LIGHT = {"forest": {"n_estimators": 50}, "boosting": {"rounds": 40, "learning_rate": 0.12}}  # as benchmarks/replay.py
 QUICK = {"forest": {"n_estimators": 20}, "boosting": {"rounds": 15, "learning_rate": 0.25}}
 QUICK_FOLDS = 6
@@ -458,11 +458,22 @@ def groups_of(study: Study) -> dict[str, np.ndarray]:
     return {name: inside for name, inside in found.items() if inside.any()}
 
 
+def once_apart(a: pd.DataFrame, b: pd.DataFrame) -> np.ndarray:
+    """Sessions from the first on which two rows said different things: those before, on which both are one model, are no evidence about a difference."""
+    return np.logical_or.accumulate(((a["loss"] != b["loss"]) & a["loss"].notna()).to_numpy())
+
+
 def by_group(study: Study, middle: Mapping[str, pd.DataFrame], ask: Mapping[str, Any]) -> pd.DataFrame:
-    """What replay and archive change, by regime and in the crises."""
-    return judged_by_holm([{"what": f"{name} − {STACK}", "group": group, "sessions": int(inside.sum()), **compared(middle[name][inside], middle[STACK][inside], measure, ask)}
-                           for name in ("stack + replay", "stack + archive") for group, inside in groups_of(study).items() for measure in ("log-loss", "RankIC")],
-                          study.settings.promotion.min_blocks)
+    """What replay and archive change, by regime and in the crises, from the first session on which they change anything."""
+    groups, stack, lines = groups_of(study), middle[STACK], []
+    for name in ("stack + replay", "stack + archive"):
+        apart = once_apart(middle[name], stack)
+        for group, inside in groups.items():
+            rows = inside & apart
+            if rows.any():
+                lines += [{"what": f"{name} − {STACK}", "group": group, "since": f"{stack['session'][apart].min():%Y-%m-%d}", "sessions": int(rows.sum()), **compared(middle[name][rows], stack[rows], measure, ask)}
+                          for measure in ("log-loss", "RankIC")]
+    return judged_by_holm(lines, study.settings.promotion.min_blocks) if lines else pd.DataFrame(columns=["what", "group", "since"])
 
 
 # --- The page ------------------------------------------------------------------------------------------------------------------------------------------
@@ -509,6 +520,7 @@ def page(report: Mapping[str, Any]) -> str:
     shown = [[r["row"], r["seeds"] if r["drawn"] else "no draw", spread(r, "ic", "+.4f"), spread(r, "icir", "+.3f"), spread(r, "rank_ic", "+.4f"), spread(r, "rank_icir", "+.3f"), spread(r, "net_ann", ".1f", 100), spread(r, "excess_ann", "+.1f", 100), spread(r, "ir", "+.2f"),
               spread(r, "max_drawdown", ".0f", 100), spread(r, "log_loss", ".4f"), f"{r['turnover_ann']:.0f}"] for r in table.to_dict("records")]
     gaps = [[r["measure"], r["what"], *gap_cells(r)] for r in report["differences"].to_dict("records")]
+    since = "; ".join(dict.fromkeys(f"{r.what} from {r.since} on" for r in report["groups"].itertuples()))
     groups = [[r["group"], r["what"], r["measure"], r["sessions"], r["blocks"], *gap_cells(r)] for r in report["groups"].to_dict("records")]
     missing = "".join(f"\n\n**Missing:** {one}" for one in report["missing"])
     return f"""# Cross-section: which recipe knows tomorrow's winners?
@@ -541,7 +553,7 @@ Positive is better (log-loss: nats gained). Paired by session; Holm's adjustment
 
 {markdown(["sessions of", "difference", "measure", "sessions", "blocks", "gain, 95 % interval", "Holm's p", "claim"], groups)}
 
-Holm's adjustment over all {len(groups)} lines; insufficient: fewer than {facts['min_blocks']} blocks. Market regime as known at the close. Crises are the events of the settings, all together; an event is in the archive only once it is over and its labels are known.
+Counted from the first session on which the two say different things: {since or 'they never do'}. Holm's adjustment over all {len(groups)} lines; insufficient: fewer than {facts['min_blocks']} blocks. Market regime as known at the close. Crises are the events of the settings, all together; an event is in the archive only once it is over and its labels are known.
 
 ## How it was made
 
@@ -563,7 +575,7 @@ def facts_of(study: Study, summary: Mapping[str, Any], seeds: int, wanted: int, 
     trials, years = sum(row.trial for row in rows), table["sessions"].max() / SESSIONS_A_YEAR
     plan = plan_of(study, "archive", s.run.seed)
     filled = plan.loc[(plan["origin"] == "archive") & plan["fold"].isin(study.tested), "fold"]
-    since = "" if filled.empty or filled.min() == study.tested[0] else f" (before the fold of {filled.min()} the archive was empty and both are the same)"
+    since = "" if filled.empty or filled.min() == study.tested[0] else f" (before the fold of {filled.min()} no archived row was older than the window, and both are the same)"
     environment = [f"{name}={shlex.quote(value)}" for name, value in sorted(os.environ.items()) if name.startswith("MLTRADER_") and "__" in name and name not in NOT_SETTINGS and "URL" not in name]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "pandas", "scikit-learn", "scipy", "xgboost-cpu")} | {name: importlib.metadata.version(name) for name in {row.model for row in rows} & {"lightgbm"}}
     b = s.boosting
@@ -599,11 +611,16 @@ def report_of(study: Study, summary: Mapping[str, Any], found: Mapping[str, list
 
 
 def lines_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The differences in the shape that all benchmarks share; `measured` is the difference, low and high its interval."""
+    """The differences in the shape that all benchmarks share; `low` and `high` are the interval of the difference, and both rows' own figures are in the note."""
     levels = report["table"].set_index("row")
     column = {"IC": "ic", "RankIC": "rank_ic", "excess return": "excess_ann", "log-loss": "log_loss"}
-    return [{"what": f"{r['measure']}: {r['what']}", "ours": float(levels.at[r["ours"], column[r["measure"]]]), "peer": float(levels.at[r["peer"], column[r["measure"]]]), "against": r["peer"], "ratio": None, "low": r["low"], "high": r["high"], "bar": None,
-             "least": True, "ok": True, "unit": {"excess return": "a year", "log-loss": "nats"}.get(r["measure"], ""), "note": f"Holm's p {r['holm']:.3f}; claim: {r['claim']}", "measured": r["difference"]} for r in report["differences"].to_dict("records")]
+
+    def note(r: Mapping[str, Any]) -> str:
+        ours, peer = (levels.at[r[name], column[r["measure"]]] for name in ("ours", "peer"))
+        return f"difference with its {1 - LEVEL:.0%} interval, more is better; {r['ours']} {ours:.4f}, {r['peer']} {peer:.4f}; Holm's p {r['holm']:.3f}; claim: {r['claim']}"
+
+    return [{"what": f"{r['measure']}: {r['what']}", "ours": r["difference"], "peer": None, "against": "", "ratio": None, "low": r["low"], "high": r["high"], "bar": None, "least": True, "ok": True,
+             "unit": {"excess return": "a year", "log-loss": "nats"}.get(r["measure"], ""), "note": note(r), "measured": r["difference"]} for r in report["differences"].to_dict("records")]
 
 
 def main() -> None:
@@ -615,7 +632,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further fit after so long")
     parser.add_argument("--md", type=Path, help="where to write the report as a page")
     options = parser.parse_args()
-    wanted = options.seeds or (2 if options.quick else 20)
+    wanted = options.seeds or (2 if options.quick else SEEDS)
     threadpool_limits(1, user_api="blas")  # folds are what runs at the same time
     warnings.filterwarnings("ignore", "Mean of empty slice|Degrees of freedom")  # a feature whose inputs the panel lacks
     began, settings = time.perf_counter(), load_settings()
@@ -637,7 +654,7 @@ def main() -> None:
         sys.exit(str(error))
     if not whole:
         sys.exit("No seed is whole yet; what was fitted is kept, and the same command goes on from there.")
-    report = report_of(study, summary, found, whole, wanted, rows, [why] if why else [], sys.argv[1:])
+    report = report_of(study, summary, found, whole, max(wanted, SEEDS), rows, [why] if why else [], sys.argv[1:])
     text = page(report)
     if options.md:
         options.md.write_text(text, encoding="utf-8")

@@ -204,9 +204,26 @@ def test_the_page_says_what_a_reader_needs(study, found):
     assert bench.LINEAR in verdict.split("by itself")[0].split("Excess return")[0] and "no skill" not in verdict.split("Excess return")[0]  # skill that was planted is in the answer
     lines = bench.lines_of(report)
     assert {"what", "ours", "peer", "ratio", "low", "high", "bar", "ok", "unit"} <= set(lines[0]) and len(lines) == len(report["differences"])
-    level = next(line for line in lines if line["what"] == "RankIC: stack + archive − stack")
-    assert level["measured"] == pytest.approx(level["ours"] - level["peer"])
+    line, table = next(line for line in lines if line["what"] == "RankIC: stack + archive − stack"), report["table"].set_index("row")["rank_ic"]
+    assert line["ours"] == line["measured"] == pytest.approx(table["stack + archive"] - table["stack"]) and line["low"] <= line["ours"] <= line["high"], "an interval stands beside what it is of"
+    assert "95% interval" in line["note"] and f"stack + archive {table['stack + archive']:.4f}" in line["note"]
     assert set(report["groups"]["group"]) == {"regime normal", "regime crash"}  # the event is over before the first judged session
+
+
+def test_sessions_on_which_both_are_one_model_are_no_evidence(study, found):
+    """Before the event was over and outside the window, the archive changes nothing: those sessions are not counted."""
+    middle, held = {name: bench.mean_of(frames) for name, frames in found.items()}, bench.plan_of(study, "archive", 42)
+    first = int(held.loc[(held["origin"] == "archive") & held["fold"].isin(study.folds["fold"]), "fold"].min())
+    begins = study.folds.set_index("fold")["test_start"]
+    late = dict(middle)
+    late["stack + archive"] = middle["stack"].where(middle["stack"]["session"] < begins[study.tested[-1]], middle["stack"].assign(loss=middle["stack"]["loss"] + 0.1))  # as if the archive came in with the last fold alone
+    lines = bench.by_group(study, late, ASK).set_index(["what", "group", "measure"])
+    replay, archived = (lines.loc[f"stack + {name} − stack"] for name in ("replay", "archive"))
+    assert set(archived["since"]) == {f"{begins[study.tested[-1]]:%Y-%m-%d}"} and (archived["sessions"] < replay["sessions"]).all() and (archived["blocks"] < replay["blocks"]).all()
+    assert archived.xs("log-loss", level="measure")["difference"].to_numpy() == pytest.approx(-0.1), "not diluted by sessions on which nothing was different"
+    real = bench.by_group(study, middle, ASK).set_index("what")["since"]["stack + archive − stack"].iloc[0]
+    assert real == f"{max(begins[first], study.samples['session'].iloc[study.judged[0]]):%Y-%m-%d}"
+    assert bench.by_group(study, {**middle, "stack + archive": middle["stack"], "stack + replay": middle["stack"]}, ASK).empty
 
 
 def test_what_cannot_be_done_is_said(tmp_path, monkeypatch):
