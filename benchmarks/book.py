@@ -8,7 +8,7 @@
     python benchmarks/book.py --list
 
 Each benchmark runs as `python benchmarks/NAME.py --json` in a process of its own, one after the other, and what it says is kept in `.mltrader/bench/` with the digests of the code and of the script. It is not run again while both are the same
-(`--again` does). A full result is preferred to a quick one, which the page marks. A benchmark that fails, is not there, or lacks a peer is a line of the page that says so. Results of different code are never put on one page: that is refused.
+(`--again` does). A result of the present code is preferred to others, and a full one to a quick one, which the page marks. A benchmark that fails, is not there, or lacks a peer is a line of the page that says so. Results of different code are never put on one page: that is refused.
 Exits with 1 if a bar is missed or a benchmark failed, after the page is written.
 """
 import argparse
@@ -170,19 +170,19 @@ def keep(folder: Path, result: Mapping[str, Any]) -> None:
     part.replace(path)
 
 
-def kept(folder: Path) -> dict[str, dict[str, Any]]:
-    """The results in a folder by benchmark; a full one that did not fail before a quick one."""
+def kept(folder: Path, code: str = "") -> dict[str, dict[str, Any]]:
+    """The results in a folder by benchmark; those of `code` first, then those that did not fail, then full ones."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
         before = found.get(result["name"])
-        if result["name"] in BOOK and (before is None or _rank(result) > _rank(before)):
+        if result["name"] in BOOK and (before is None or _rank(result, code) > _rank(before, code)):
             found[result["name"]] = result
     return found
 
 
-def _rank(result: Mapping[str, Any]) -> tuple[bool, bool]:
-    return result["error"] is None, not result["quick"]
+def _rank(result: Mapping[str, Any], code: str) -> tuple[bool, bool, bool]:
+    return result["code"] == code, result["error"] is None, not result["quick"]
 
 
 def is_current(result: Mapping[str, Any] | None, name: str, code: str) -> bool:
@@ -421,7 +421,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="folder of results; default: bench/ in the home of mltrader")
     options = parser.parse_args()
     folder, code = options.results or results_folder(), code_digest()
-    results = kept(folder)
+    results = kept(folder, code)
     if options.list:
         for name, entry in BOOK.items():
             state = "no result" if name not in results else "current" if is_current(results[name], name, code) else "failed" if results[name]["error"] else "of other code"
@@ -438,7 +438,7 @@ def main() -> int:
         keep(folder, made)
         rows = made["result"]["rows"] if made["result"] else []
         print(f"{made['seconds']:.0f} s, " + (made["error"] or f"{sum(not row['ok'] for row in rows)} bars missed"), file=sys.stderr, flush=True)
-    results = kept(folder)
+    results = kept(folder, code)
     if not options.page:  # what other code has left behind is not shown beside what was measured now
         results = {name: result for name, result in results.items() if result["code"] == code}
     write(results)

@@ -2,7 +2,7 @@
 
     python benchmarks/false_promotion.py --minutes 120                      # goes on where it was: all worlds, 200 seeds of each kind in which errors are counted, 100 breaks, 50 of each kind for power, which cost more (some ten hours on one core)
     python benchmarks/false_promotion.py --worlds iid,garch --seeds 0:50    # a piece of it
-    python benchmarks/false_promotion.py --report                           # the tables of what there is, without computing
+    python benchmarks/false_promotion.py --report                           # the tables of what there is, without computing; where there is nothing, of what comes with the repository
     python benchmarks/false_promotion.py --quick                            # three worlds of each of two kinds, 6 cycles: under a minute; too few to judge
     python benchmarks/false_promotion.py --json
 
@@ -32,6 +32,7 @@ import math
 import os
 import platform
 import sys
+import tarfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,7 @@ from mltrader.config import Settings, home  # noqa: E402
 from mltrader.core import digest_file, digest_json, digest_modules, seed_for  # noqa: E402
 
 STUDY = 1  # of the seeds
+PACKED = ROOT / "benchmarks" / "studies" / "false_promotion.tar.xz"  # what has been computed so far
 CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
 MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
            "replay", "significance", "splits", "trees", "tuning")
@@ -308,6 +310,14 @@ def show(made: dict[str, Any], others: list[str]) -> None:
         print("Worlds still to come: " + ", ".join(f"{name} {count}" for name, count in made["missing"].items()) + ". Until then a bar that is kept is kept so far.")
 
 
+def unpack(root: Path) -> None:
+    """Put what comes with the repository into a folder of results that is empty."""
+    if PACKED.is_file() and not (root.is_dir() and any(root.iterdir())):
+        root.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(PACKED) as file:
+            file.extractall(root, filter="data")
+
+
 def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> None:
     """Compute what is not there yet, twenty seeds of each kind in turn, until the time is up."""
     began, todo = time.monotonic(), [(seed, name) for name in names for seed in (seeds or range(CASES[name].count))]
@@ -364,13 +374,20 @@ def main() -> None:
     names = list(CASES) if options.worlds == "all" else [name.strip() for name in options.worlds.split(",")]
     if unknown := set(names) - set(CASES):
         parser.error(f"--worlds names {sorted(unknown)}; there are {list(CASES)}")
-    if not (options.report or options.quick):
+    if options.report:
+        unpack(root)
+    elif not options.quick:
         work(root, names, range(*map(int, options.seeds.split(":"))) if options.seeds else None, 60 * options.minutes)
     found = [one_world(name, seed, 6) for name in ("iid", "garch") for seed in range(3)] if options.quick else [one for name in CASES for one in results_in(place(root, name))]
+    known = {place(root, name).name for name in CASES}
+    others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
+    if not found and options.json:  # no failure: the book says so
+        why = f"the study, of which there are results of other code alone ({', '.join(others)})" if others else "the study, which has not been begun"
+        print(json.dumps(timing.document([], versions(), options.quick, [why]), indent=1))
+        return
     if not found:
         parser.error(f"there are no results of this code in {root}; without --report they are computed")
-    made, known = summary(found), {place(root, name).name for name in CASES}
-    others = sorted(path.name for path in root.glob("*") if path.is_dir() and path.name not in known) if root.is_dir() else []
+    made = summary(found)
     if options.json:
         print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": ["worlds still to come, " + ", ".join(f"{name}: {count}" for name, count in made["missing"].items())] if made["missing"] else [], "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
     else:

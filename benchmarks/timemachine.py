@@ -2,8 +2,8 @@
 
     python benchmarks/timemachine.py                  # 1995 to 2022 on the packaged panel, twice: hours on a busy machine
     python benchmarks/timemachine.py --quick          # a year and a half of six stocks, about a minute
-    python benchmarks/timemachine.py --folder F       # where the walks live: a walk that was stopped goes on from there
-    python benchmarks/timemachine.py --kernels 3      # also make so many cycles again through the notebooks, promotions first
+    python benchmarks/timemachine.py --folder F       # where the walks live (by default in bench/timemachine of the home folder, by code and settings): a walk that was stopped goes on from there
+    python benchmarks/timemachine.py --kernels 10     # make every tenth cycle again through the notebooks; 0: none. By default every 28th, and none with --quick
     python benchmarks/timemachine.py --json
 
 The walks need nothing but time, so that the minutes are wall minutes of an otherwise idle machine; CPU minutes stand beside them. Both walks must decide the same. Exits with 1 if a bar is missed or
@@ -23,6 +23,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from timing import document, line, show  # noqa: E402
 
 BARS = {"cold": 60.0, "warm": 30.0}
+
+
+def own_folder(base: Path, settings: Any, start: str) -> Path:
+    """Where walks of this code, with these settings and from this day on live: times of other code are never added to them."""
+    from mltrader.core import digest_json
+    from mltrader.reports import code_digests
+
+    return base / "bench" / "timemachine" / digest_json([code_digests(ROOT), settings.digest(), start])[:16]
 
 
 def walked(base: Path, folder: Path, name: str, start: str, end: str, settings: Any) -> dict[str, Any]:
@@ -48,18 +56,22 @@ def walked(base: Path, folder: Path, name: str, start: str, end: str, settings: 
             "decisions": walk.decisions.drop(columns="why").astype(str).to_dict("records"), "verdict": machine.verdict(walk)}
 
 
-def notebooks(folder: Path, count: int, settings: Any) -> list[dict[str, Any]]:
-    """Cycles of the first walk made again through the notebooks: promotions first, then refusals, in turn."""
+def to_repeat(gates: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
+    """Every so many-th cycle, and the first promotion and the first refusal."""
+    firsts = [next((at for at, row in enumerate(gates) if (row["verdict"] == "PROMOTE") is promoted), None) for promoted in (True, False)]
+    return [gates[at] for at in sorted({*range(every - 1, len(gates), every), *firsts} - {None})]
+
+
+def notebooks(folder: Path, every: int, settings: Any) -> list[dict[str, Any]]:
+    """Cycles of the first walk made again through the notebooks."""
     from mltrader import timemachine as machine
     from mltrader.store import Store, gate_history
 
     os.environ["MLTRADER_HOME"] = str(folder / "cold")
     with Store(f"sqlite:///{machine.arm_folder('main') / 'mltrader.db'}", read_only=True).read() as conn:
         gates = gate_history(conn)
-    kinds = [[row for row in gates if (row["verdict"] == "PROMOTE") is promoted] for promoted in (True, False)]
-    chosen = [rows[i] for i in range(count) for rows in kinds if i < len(rows)][:count]
     found = []
-    for row in chosen:
+    for row in to_repeat(gates, every):
         again = machine.reproduce(machine.ARMS["main"], row["run_id"], settings, kernels=True)
         found.append({"session": f"{row['as_of']}", "verdict": row["verdict"], "compared": len(again), "different": again.loc[~again["equal"], "what"].tolist()})
     return found
@@ -72,17 +84,19 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--start", default="1995-01-01")
     parser.add_argument("--end", default="2022-12-31")
-    parser.add_argument("--kernels", type=int, default=0)
+    parser.add_argument("--kernels", type=int)
     options = parser.parse_args()
     if options.quick:
         os.environ["MLTRADER_SETTINGS"] = str(ROOT / "tests" / "smoke.toml")
         options.start, options.end = "2020-01-01", "2021-06-30"
     from mltrader.config import home, load_settings
 
-    base, folder, settings = home(), options.folder or Path(tempfile.mkdtemp()), load_settings()
+    base, settings = home(), load_settings()
+    every = options.kernels if options.kernels is not None else 0 if options.quick else 28
+    folder = options.folder or (Path(tempfile.mkdtemp()) if options.quick else own_folder(base, settings, options.start))
     walks = [walked(base, folder, name, options.start, options.end, settings) for name in BARS]
     same = walks[0].pop("decisions") == walks[1].pop("decisions")
-    again = notebooks(folder, options.kernels, settings) if options.kernels else []
+    again = notebooks(folder, every, settings) if every else []
     rows = [line(f"main arm, {walk['name']} fold cache", walk["minutes"], None if options.quick else BARS[walk["name"]], options.quick or walk["minutes"] <= BARS[walk["name"]],
                  f"{walk['evenings']} evenings, {walk['cycles']} cycles (median {walk['cycle_seconds']:.1f} s); {walk['now_cpu_minutes']:.1f} CPU minutes in this call", unit="min") for walk in walks]
     rows.append(line("both walks decide the same", float(same), 1.0, same, least=True))

@@ -89,6 +89,32 @@ def test_a_full_result_wins_unless_it_failed(folder):
     assert not found["storage"]["quick"] and found["features"]["quick"] and found["features"]["error"] is None
 
 
+def test_a_result_of_the_present_code_comes_first(tmp_path):
+    """An old full result does not hide the quick one of today, which would leave the benchmark out of the page."""
+    book.keep(tmp_path, result("labels", [of_pandas(30, True)], code="old"))
+    book.keep(tmp_path, result("labels", [of_pandas(20, True)], quick=True, code="new"))
+    assert book.kept(tmp_path, "new")["labels"]["code"] == "new" and book.kept(tmp_path)["labels"]["code"] == "old"
+    book.keep(tmp_path, result("labels", [of_pandas(25, True)], code="new"))
+    assert not book.kept(tmp_path, "new")["labels"]["quick"]
+    book.keep(tmp_path, result("labels", None, code="new", error="x"))
+    assert book.kept(tmp_path, "new")["labels"]["quick"], "a small size that was measured before a full one that failed"
+
+
+def test_walks_go_on_in_a_folder_of_their_code_and_cycles_are_repeated_in_turn(tmp_path, monkeypatch):
+    import timemachine as bench  # of benchmarks/
+
+    from mltrader import reports
+    from mltrader.config import Settings
+
+    gates = [{"at": at, "verdict": "PROMOTE" if at in (4, 7) else "HOLD"} for at in range(10)]
+    assert [row["at"] for row in bench.to_repeat(gates, 3)] == [0, 2, 4, 5, 8]  # each third, and the first refusal and promotion
+    assert [row["at"] for row in bench.to_repeat(gates[:3], 28)] == [0] and bench.to_repeat([], 28) == []
+    places = [bench.own_folder(tmp_path, settings, start) for settings, start in ((Settings(), "1995"), (Settings(), "1995"), (Settings(), "1996"), (Settings(run={"seed": 1}), "1995"))]
+    monkeypatch.setattr(reports, "code_digests", lambda root: {"x": "edited"})
+    places.append(bench.own_folder(tmp_path, Settings(), "1995"))
+    assert places[0] == places[1] and len(set(places)) == 4 and all(place.parent == tmp_path / "bench" / "timemachine" for place in places)
+
+
 def test_rows_of_others_are_read():
     made = book.common({"what": "IC", "ours": 0.01, "peer": "Qlib", "ratio": 2.0, "low": None, "high": None, "bar": None, "ok": 1, "unit": ""})
     assert made["against"] == "Qlib" and made["peer"] is None and made["measured"] == 2.0 and made["least"] and book.cells(made)[2] == "Qlib"

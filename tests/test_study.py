@@ -1,4 +1,5 @@
 """The study of the loop's errors: its markets are what they say, its cycle decides as the real one does, and a small version of it."""
+import contextlib
 import json
 import sys
 
@@ -183,6 +184,33 @@ def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypat
     digest = study.digest_modules
     monkeypatch.setattr(study, "digest_modules", lambda *names: digest(*names) + "edited")
     assert study.results_in(study.place(tmp_path, "iid")) == []
+
+
+def reported(folder, monkeypatch, capsys) -> dict:
+    monkeypatch.setattr(sys, "argv", ["false_promotion.py", "--report", "--json", "--out", str(folder)])
+    with contextlib.suppress(SystemExit):
+        study.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_comes_with_the_repository_is_reported_where_there_is_nothing(tmp_path, monkeypatch, capsys):
+    """Unpacked into an empty folder alone; what is of other code does not count, and is no failure."""
+    shipped = tmp_path / "shipped"
+    for name, digest in (("iid", ""), ("garch", "0123456789ab")):
+        study.publish(study.place(shipped, name, digest) / "0000.json", json.dumps(result(name, 0)).encode())
+    with study.tarfile.open(tmp_path / "packed.tar.xz", "w:xz") as file:
+        for folder in shipped.iterdir():
+            file.add(folder, folder.name)
+    monkeypatch.setattr(study, "PACKED", tmp_path / "packed.tar.xz")
+    rows = reported(tmp_path / "new", monkeypatch, capsys)["rows"]
+    assert rows and all(row["what"].startswith("iid") for row in rows)
+    study.publish(study.place(tmp_path / "own", "garch") / "0000.json", json.dumps(result("garch", 0)).encode())
+    assert all(row["what"].startswith("garch") for row in reported(tmp_path / "own", monkeypatch, capsys)["rows"]) and len(list((tmp_path / "own").iterdir())) == 1
+    monkeypatch.setattr(study, "code", lambda name: "edited")
+    said = reported(tmp_path / "new", monkeypatch, capsys)
+    assert said["rows"] == [] and "other code" in said["missing"][0]
+    monkeypatch.setattr(study, "PACKED", tmp_path / "nothing")
+    assert "not been begun" in reported(tmp_path / "empty", monkeypatch, capsys)["missing"][0]
 
 
 # --- the small version: an error is rare, and would be seen ----------------------------------------------------------
