@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS', 'Arm', 'settings_of', 'at_home', 'arm_folder',
-           'evening', 'World', 'the_world', 'Watchman', 'look_for_drift', 'look_for_events', 'look', 'whole_look',
-           'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session', 'cycle', 'thin', 'Step',
-           'evenings', 'walk', 'due_cycle', 'noted', 'events_to_come', 'years_ahead', 'say_all', 'in_turn', 'heard',
-           'scopes', 'rivals_in', 'score', 'money', 'crises_met', 'decisions', 'drift_path', 'as_toml',
-           'decision_before', 'reproduce', 'explained', 'in_words', 'line', 'walked_until', 'Journey', 'steps_of',
-           'known_crises', 'journey', 'verdict', 'timeline', 'gains_figure', 'equity_figure', 'scores_table',
-           'money_table', 'decisions_table', 'arms_table', 'costs_table', 'leave_page']
+           'evening', 'World', 'the_world', 'check_features_stay', 'Watchman', 'look_for_drift', 'look_for_events',
+           'look', 'whole_look', 'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session',
+           'cycle', 'thin', 'Step', 'evenings', 'check_start', 'walk', 'due_cycle', 'noted', 'events_to_come',
+           'years_ahead', 'say_all', 'in_turn', 'heard', 'scopes', 'rivals_in', 'score', 'money', 'crises_met',
+           'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained', 'in_words', 'line',
+           'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline', 'gains_figure',
+           'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table', 'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
 import gzip
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from datetime import time as day_time
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,27 @@ def _in_time(value: Any) -> Any:
     if isinstance(value, pd.DataFrame) and "session" in value and not value["session"].is_monotonic_increasing:
         return value.sort_values("session", kind="stable", ignore_index=True)
     return value
+
+
+def check_features_stay(world: World, settings: Settings, start: Any) -> None:
+    """See to it that cycles from `start` on choose the features that the world has, on its first session and on the first of each year.
+
+    Raises
+    ------
+    ConfigError
+        Naming the inputs that are not known from the beginning, and since when they are.
+    """
+    panel, index = world.made["market"]["panel"], world.made["market"]["index"]
+    whole, later = world.made["features"]["feature_set"], world.sessions[world.sessions >= to_session(start).to_datetime64()]
+    for day in later[np.diff(pd.DatetimeIndex(later).year, prepend=0) > 0]:
+        chosen = features.select(*(frame[frame["session"] <= day] for frame in (panel, index)), settings.features)[0]
+        if features.version(chosen) == whole["version"]:
+            continue
+        differ = {one.name for one in chosen} ^ set(whole["names"])
+        known = {name: frame.loc[frame[name].notna(), "session"].min() for one in features.FEATURES if one.name in differ for name in one.inputs for frame in (panel, index) if name in frame}
+        late = [f"`{name}` is known from {since.date()} on" for name, since in sorted(known.items()) if since > panel["session"].min()] or ["their inputs are known in another share of rows, or there are more symbols, than later"]
+        raise ConfigError(f"A cycle of {pd.Timestamp(day).date()} would choose {len(chosen)} features, while all of the data give {len(whole['names'])}: {', '.join(late)}; no model could read both. "
+                          "Leave the features out that need it ([features] exclude), or name those that take part ([features] names).")
 
 # %% ../nbs/80_timemachine.ipynb #6d3f6f57
 @dataclass(eq=False)
@@ -349,6 +370,28 @@ def evenings(sessions: np.ndarray, start: Any, end: Any, after: Any = None) -> n
         raise ConfigError(f"No session from {first.date()} to {last.date()}: the data reach from {pd.Timestamp(sessions[0]).date()} to {pd.Timestamp(sessions[-1]).date()}.")
     return chosen if after is None else chosen[chosen > to_session(after).to_datetime64()]
 
+
+def check_start(sessions: np.ndarray, looks: np.ndarray, start: Any, began: pd.Timestamp, last: pd.Timestamp, folder: Path) -> None:
+    """Refuse to go on with a walk from a day that would skip `sessions`, or before its own beginning.
+
+    Parameters
+    ----------
+    looks : ndarray of datetime64
+        Sessions on which a walk looks in any case.
+    began, last : session
+        The first and the last evening of the walk so far.
+
+    Raises
+    ------
+    ConfigError
+        Naming both.
+    """
+    first = to_session(start)
+    skipped = ((sessions > last.to_datetime64()) & (sessions < first.to_datetime64())).any()
+    if skipped or ((looks >= first.to_datetime64()) & (looks < began.to_datetime64())).any():
+        raise ConfigError(f"The walk in {folder} began on {began.date()} and has come to {last.date()}; {'beginning' if skipped else 'it cannot begin'} on {first.date()}{' would skip what lies between' if skipped else ' any more'}. "
+                          f"`--start {began.date()}` goes on with it; to begin elsewhere, remove the folder.")
+
 # %% ../nbs/80_timemachine.ipynb #a3dc9a68
 def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until: Callable[[], bool] = lambda: False) -> Iterator[Step]:
     """Let the loop live from `start` to `end`, from where it was left; one `Step` an evening that it looked.
@@ -363,7 +406,7 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
     Raises
     ------
     ConfigError
-        If no session lies between `start` and `end`.
+        If no session lies between `start` and `end`, the walk on record would skip sessions or has begun later, or the list of features would change on the way.
     MltraderError
         If a cycle or the monitor fails for another reason than a short history; when that is mended, the same call goes on.
     """
@@ -371,17 +414,21 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
     with at_home(folder):
         chosen, store = settings_of(arm, base, folder), Store()
         world = the_world(chosen)
+        check_features_stay(world, chosen, start)
         man = Watchman(world, chosen, store, Recalled(home() / "artifacts", 500_000_000))
         alert, last = set(alert_sessions(world.made["market"]["index"], chosen)), last_evening(store)
     regular = world.sessions[::chosen.timemachine.look_every]  # counted from the first session of all, so that a walk which was stopped looks on the same evenings
     if last is not None:
+        with store.read() as conn:
+            began = to_session(db.watched_since(conn, last.date() + timedelta(days=1)))
+        check_start(world.sessions, np.array(sorted({*regular, *alert})), start, began, last, folder)
         with at_home(folder):
             before = regular[regular <= last.to_datetime64()][-1]
             man.drifted = look_for_drift(man, before, world.known_at(before))[1]
-            began = time.perf_counter()
+            clock = time.perf_counter()
             why, made = due_cycle(man, folder, last)  # of an evening whose cycle was cut off
         if made is not None:
-            yield noted(folder, Step(last, {"events": [], "rolled_back": None}, why, made, time.perf_counter() - began))
+            yield noted(folder, Step(last, {"events": [], "rolled_back": None}, why, made, time.perf_counter() - clock))
     often = set(regular)
     for session in evenings(world.sessions, start, end, last):
         day, waiting, due = pd.Timestamp(session), moving_events(store), session in often
@@ -389,10 +436,10 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
         if not moving and not due:
             continue
         with at_home(folder):  # not while whoever takes the steps has the word
-            began = time.perf_counter()
+            clock = time.perf_counter()
             found = whole_look(man, day) if any(event["state"] == "matured" for event in waiting) else look(man, day, moving, due)
             why, made = due_cycle(man, folder, day)
-        yield noted(folder, Step(day, found, why, made, time.perf_counter() - began))
+        yield noted(folder, Step(day, found, why, made, time.perf_counter() - clock))
         if until():
             return
 

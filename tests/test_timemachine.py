@@ -55,6 +55,35 @@ def rows(store, query, *values):
         return conn.execute(query, values).fetchall()
 
 
+@pytest.mark.parametrize(("start", "end", "words"), [("2020-06-01", "2020-07-01", "would skip"), ("2019-06-03", END, "cannot begin on 2019-06-03")])
+def test_a_walk_that_goes_on_elsewhere_is_refused(walked, monkeypatch, start, end, words):
+    """Neither are years skipped, nor is an earlier beginning forgotten: nothing is done at all."""
+    monkeypatch.setenv("MLTRADER_HOME", str(walked.folder.parents[1]))
+    before = rows(walked.store, "select count(*) from training_runs")
+    with pytest.raises(ConfigError, match=f"began on {walked.steps[0].session:%Y-%m-%d} and has come to {walked.steps[-1].session:%Y-%m-%d}.*{words}"):
+        next(tm.walk(walked.main, start, end, walked.settings))
+    assert rows(walked.store, "select count(*) from training_runs") == before
+
+
+@pytest.mark.parametrize("first", [0, 250])
+def test_an_input_that_becomes_known_on_the_way_is_refused_at_the_start(tmp_path, monkeypatch, first):
+    """A volume from the second year on is known in enough rows of thirty years, and in too few of the first ten."""
+    days = pd.bdate_range("1990-01-01", periods=7500).as_unit("us")
+    panel = pd.MultiIndex.from_product([days, list("ABCDEFGHIJ")], names=["session", "symbol"]).to_frame(index=False).assign(close=1.0, adj_close=1.0, open=np.nan, high=np.nan, low=np.nan, volume=1.0)
+    panel.loc[panel["session"] < days[first], "volume"] = np.nan
+    index = pd.DataFrame({"session": days, "index_close": 1.0, **dict.fromkeys(("vix_open", "vix_high", "vix_low", "vix_close", "rate_3m", "rate_2y", "rate_10y"), 1.0)})
+    settings = load_settings()
+    chosen = tm.features.select(panel, index, settings.features)[0]
+    world = tm.World({"market": {"panel": panel, "index": index}, "features": {"feature_set": {"version": tm.features.version(chosen), "names": [one.name for one in chosen]}}}, days.to_numpy(), np.ones(len(panel)))
+    assert any("volume" in one.inputs for one in chosen)
+    if first == 0:
+        return tm.check_features_stay(world, settings, "1995-01-01")
+    own_home(monkeypatch, tmp_path)
+    monkeypatch.setattr(tm, "the_world", lambda settings: world)
+    with pytest.raises(ConfigError, match=f"A cycle of 1995-01-02.*`volume` is known from {days[250]:%Y-%m-%d} on"):
+        next(tm.walk(tm.ARMS["main"], "1995-01-01", "2018-01-01", settings))
+
+
 def test_the_walk_trains_when_it_is_due_and_meets_the_crash(walked):
     cycles = [step for step in walked.steps if step.cycle]
     assert cycles[0].trigger == "never trained" and cycles[0].session == walked.steps[0].session <= pd.Timestamp(START) + pd.Timedelta(days=7) and all(step.cycle["error"] is None for step in cycles) and len(cycles) >= 2
