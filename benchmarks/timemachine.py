@@ -62,7 +62,7 @@ def to_repeat(gates: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
     return [gates[at] for at in sorted({*range(every - 1, len(gates), every), *firsts} - {None})]
 
 
-def notebooks(folder: Path, every: int, settings: Any) -> list[dict[str, Any]]:
+def notebooks(folder: Path, every: int) -> list[dict[str, Any]]:
     """Cycles of the first walk made again through the notebooks."""
     from mltrader import timemachine as machine
     from mltrader.store import Store, gate_history
@@ -72,7 +72,7 @@ def notebooks(folder: Path, every: int, settings: Any) -> list[dict[str, Any]]:
         gates = gate_history(conn)
     found = []
     for row in to_repeat(gates, every):
-        again = machine.reproduce(machine.ARMS["main"], row["run_id"], settings, kernels=True)
+        again = machine.reproduce(machine.ARMS["main"], row["run_id"], kernels=True)
         found.append({"session": f"{row['as_of']}", "verdict": row["verdict"], "compared": len(again), "different": again.loc[~again["equal"], "what"].tolist()})
     return found
 
@@ -96,7 +96,7 @@ def main() -> None:
     folder = options.folder or (Path(tempfile.mkdtemp()) if options.quick else own_folder(base, settings, options.start))
     walks = [walked(base, folder, name, options.start, options.end, settings) for name in BARS]
     same = walks[0].pop("decisions") == walks[1].pop("decisions")
-    again = notebooks(folder, every, settings) if every else []
+    again = notebooks(folder, every) if every else []
     rows = [line(f"main arm, {walk['name']} fold cache", walk["minutes"], None if options.quick else BARS[walk["name"]], options.quick or walk["minutes"] <= BARS[walk["name"]],
                  f"{walk['evenings']} evenings, {walk['cycles']} cycles (median {walk['cycle_seconds']:.1f} s); {walk['now_cpu_minutes']:.1f} CPU minutes in this call", unit="min") for walk in walks]
     rows.append(line("both walks decide the same", float(same), 1.0, same, least=True))

@@ -511,18 +511,16 @@ def timemachine(
         return
     if blocks.engine() == "dask":  # what can be fitted ahead, workers fit; the walk itself is a chain
         typer.echo("fitted ahead: {made} of {fits} yearly fits; the others were there".format(**machine.years_ahead(chosen, first, last)), err=True)
-    until, cycles, unequal = None if minutes is None else monotonic() + 60 * minutes, 0, []
+    until, unequal = None if minutes is None else monotonic() + 60 * minutes, []
     with set_environment({blocks.ENGINE: None}), Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         way = bar.add_task(arm, total=(to_session(last) - to_session(first)).days)
         for step in machine.walk(chosen, first, last, until=lambda: until is not None and monotonic() > until):
             bar.update(way, completed=(step.session - to_session(first)).days, description=f"{arm} {step.session.date()}")
             if (text := machine.line(step)) and not as_json:
                 bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            if step.cycle and step.cycle["verdict"]:
-                cycles += 1
-                if every and cycles % every == 0:
-                    again = machine.reproduce(chosen, step.cycle["run_id"], kernels=True)
-                    unequal += [f"{step.session.date()} {what}" for what in again.loc[~again["equal"], "what"]]
+            if every and step.cycle and step.cycle["verdict"] and machine.judged(chosen) % every == 0:  # counted over all calls
+                again = machine.reproduce(chosen, step.cycle["run_id"], kernels=True)
+                unequal += [f"{step.session.date()} {what}" for what in again.loc[~again["equal"], "what"]]
     page = machine.leave_page(load_settings())
     said = machine.verdict(machine.journey(arm))
     say({"arm": arm, "walked_until": machine.walked_until(chosen), "verdict": said, "unequal": unequal, "page": str(page)}, as_json, f"{said}\n{page}")

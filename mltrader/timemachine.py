@@ -8,13 +8,15 @@ __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS'
            'look', 'whole_look', 'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session',
            'cycle', 'thin', 'Step', 'evenings', 'check_start', 'walk', 'due_cycle', 'noted', 'events_to_come',
            'years_ahead', 'say_all', 'in_turn', 'heard', 'scopes', 'rivals_in', 'score', 'money', 'crises_met',
-           'decisions', 'drift_path', 'as_toml', 'decision_before', 'reproduce', 'explained', 'in_words', 'line',
-           'walked_until', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline', 'gains_figure',
-           'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table', 'costs_table', 'leave_page']
+           'decisions', 'drift_path', 'as_toml', 'span', 'decision_before', 'reproduce', 'explained', 'in_words',
+           'line', 'walked_until', 'judged', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
+           'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
+           'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
 import gzip
 import json
+import os
 import shutil
 import textwrap
 import time
@@ -720,6 +722,15 @@ def as_toml(settings: Settings) -> str:
     return "\n".join(f"[{name}]\n" + "\n".join(f"{key} = {text(value)}" for key, value in section.items()) + "\n" for name, section in sections.items())
 
 
+def span(store: Store) -> tuple[str | None, str | None]:
+    """The first and the last evening of a walk, as ISO text; None, None if there was none."""
+    last = last_evening(store)
+    if last is None:
+        return None, None
+    with store.read() as conn:
+        return f"{db.watched_since(conn, last.date() + timedelta(days=1))}", f"{last:%Y-%m-%d}"
+
+
 def decision_before(store: Store, day: Any) -> dict[str, Any]:
     """The last decision of the gate up to a day: its row, with `rules` (their verdicts) and `champion` (in force after it, or None).
 
@@ -732,7 +743,8 @@ def decision_before(store: Store, day: Any) -> dict[str, Any]:
     with store.read() as conn:
         gates = [row for row in db.gate_history(conn) if row["as_of"] <= session]
         if not gates:
-            raise ConfigError(f"The gate had decided nothing by {session}; `mltrader timemachine` walks there.")
+            began, last = span(store)
+            raise ConfigError(f"The gate had decided nothing by {session}: " + ("the walk has not had an evening yet." if last is None else f"the walk began on {began} and has come to {last}; `mltrader timemachine` goes on with it."))
         after = db.alias_as_of(conn, registry.CHAMPION, gates[-1]["as_of"])
         return {**gates[-1], **(db.gate_row(conn, gates[-1]["run_id"]) or {}), "champion": after and after["name"]}
 
@@ -745,8 +757,8 @@ def _outcome(store: Store, run_id: str) -> dict[str, Any]:
                 "rules": [(row["rule"], row["status"], row["observed"]) for row in (gate or {}).get("rules", ())]}
 
 
-def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: bool = False) -> pd.DataFrame:
-    """Make a cycle of a walk again from what was on record before it: [what, equal], a row a task, one for the verdict and one for its rules.
+def reproduce(arm: Arm, run_id: str, kernels: bool = False) -> pd.DataFrame:
+    """Make a cycle of a walk again from what was on record before it, and with its own settings: [what, equal], a row a task, one for the verdict and one for its rules.
 
     Parameters
     ----------
@@ -760,7 +772,7 @@ def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: 
     MltraderError
         If the cycle fails now.
     """
-    folder, base = arm_folder(arm.name), settings or load_settings()
+    folder = arm_folder(arm.name)
     with at_home(folder):
         store = Store()
         with store.read() as conn:
@@ -774,7 +786,7 @@ def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: 
     (again / "artifacts").symlink_to((folder / "artifacts").resolve(), target_is_directory=True)  # what champions and archive have left
     with at_home(again):
         (again / "mltrader.db").write_bytes(gzip.decompress((folder / "snapshots" / f"{day}.db.gz").read_bytes()))
-        chosen = at_session(settings_of(arm, base, again), day)
+        chosen = changed(Settings.model_validate(row["settings"]), run={"as_of": day, "reports": str(again / "reports")})
         if kernels:
             made = _with_kernels(chosen, again, day, row["trigger"])
         else:
@@ -788,20 +800,22 @@ def reproduce(arm: Arm, run_id: str, settings: Settings | None = None, kernels: 
 
 
 def _with_kernels(settings: Settings, folder: Path, day: Any, trigger: str) -> dict[str, Any]:
-    """A cycle through the notebooks, with these settings."""
+    """A cycle through the notebooks, with these settings and none of the environment's."""
     (folder / "settings.toml").write_text(as_toml(settings))
-    with set_environment({"MLTRADER_SETTINGS": str((folder / "settings.toml").resolve())}):
+    others = {name: None for name in os.environ if name.startswith("MLTRADER_") and "__" in name}
+    with set_environment({**others, "MLTRADER_SETTINGS": str((folder / "settings.toml").resolve())}):
         made = orchestrator.TrainingOrchestrator(Store(), evening(day), load_settings()).run_training_cycle(trigger, force=True)
     return {"run_id": made["run_id"], "error": made.get("error")}
 
 # %% ../nbs/80_timemachine.ipynb #d59f107a
-def explained(arm: Arm, day: Any, kernels: bool = False, settings: Settings | None = None) -> dict[str, Any]:
+def explained(arm: Arm, day: Any, kernels: bool = False) -> dict[str, Any]:
     """The last decision up to a day, and whether it is the same when made again.
 
     Returns
     -------
     dict
-        `session run_id trigger verdict kind champion notes rules again equal same_code`; `again` names what was compared, with True or False; `same_code`: whether the code is that of the walk.
+        `asked walked_from walked_until session run_id trigger verdict kind champion notes rules again equal same_code`; `again` names what was compared, with True or False; `same_code`: whether the code is
+        that of the walk.
 
     Raises
     ------
@@ -812,12 +826,12 @@ def explained(arm: Arm, day: Any, kernels: bool = False, settings: Settings | No
     if not (folder / "mltrader.db").is_file():
         raise ConfigError(f"The arm {arm.name!r} has not been walked: `mltrader timemachine --arm {arm.name}`.")
     store = Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True)
-    gate = decision_before(store, day)
+    gate, (began, last) = decision_before(store, day), span(store)
     with store.read() as conn:
         same_code = db.version_row(conn, gate["model_version"])["manifest"]["code"] == digest_json(reports.code_digests(project_root()))
-    again = reproduce(arm, gate["run_id"], settings, kernels)
+    again = reproduce(arm, gate["run_id"], kernels)
     rules = [{name: rule[name] for name in ("rule", "status", "observed", "limit", "note")} for rule in gate["rules"]]
-    return {"session": f"{gate['as_of']}", **{name: gate[name] for name in ("run_id", "trigger", "verdict", "kind", "champion", "notes")}, "rules": rules,
+    return {"asked": f"{to_session(day):%Y-%m-%d}", "walked_from": began, "walked_until": last, "session": f"{gate['as_of']}", **{name: gate[name] for name in ("run_id", "trigger", "verdict", "kind", "champion", "notes")}, "rules": rules,
             "again": dict(zip(again["what"], map(bool, again["equal"]), strict=True)), "equal": bool(again["equal"].all()), "same_code": same_code}
 
 
@@ -827,7 +841,8 @@ def in_words(told: Mapping[str, Any]) -> str:
     after = f"in force after it: {told['champion']}" if told["champion"] else "no champion was in force after it"
     again = "all equal" if told["equal"] else "DIFFERENT: " + ", ".join(what for what, equal in told["again"].items() if not equal)
     code = "" if told["equal"] or told["same_code"] else " The code has been changed since; with the walk's own they may be equal."
-    return "\n".join([f"{told['session']}, {told['trigger']}: {told['verdict']} ({told['kind']} candidate); {after}.", told["notes"] or "", *rules,
+    beyond = [f"The walk has come to {told['walked_until']}, and {told['asked']} lies after it: this is the last decision so far."] if told["asked"] > told["walked_until"] else []
+    return "\n".join([*beyond, f"{told['session']}, {told['trigger']}: {told['verdict']} ({told['kind']} candidate); {after}.", told["notes"] or "", *rules,
                       f"Made again from what was on record then: {len(told['again'])} results compared, {again}.{code}"])
 
 
@@ -845,8 +860,13 @@ def walked_until(arm: Arm) -> str | None:
     folder = arm_folder(arm.name)
     if not (folder / "mltrader.db").is_file():
         return None
-    day = last_evening(Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True))
-    return None if day is None else f"{day:%Y-%m-%d}"
+    return span(Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True))[1]
+
+
+def judged(arm: Arm) -> int:
+    """How many cycles of a walk the gate has judged, in all calls together."""
+    with Store(f"sqlite:///{arm_folder(arm.name) / 'mltrader.db'}", read_only=True).read() as conn:
+        return len(db.gate_history(conn))
 
 # %% ../nbs/80_timemachine.ipynb #b968837f
 @dataclass(frozen=True, eq=False)

@@ -162,7 +162,8 @@ def test_a_look_is_the_evening_of_the_monitor(walked, tmp_path):
 
 
 def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path):
-    told = tm.explained(walked.main, END, settings=walked.settings)
+    assert load_settings().digest() != walked.settings.digest()                                # the settings of the walk count, not those in force now
+    told = tm.explained(walked.main, END)
     assert told["equal"] and told["same_code"] and {"market", "meta", "promotion", "verdict", "rules"} <= set(told["again"])
     assert told["verdict"] in tm.in_words(told) and "all equal" in tm.in_words(told)
     path = walked.folder / "snapshots" / f"{told['session']}.db.gz"
@@ -175,12 +176,14 @@ def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_pat
         conn.commit()
     try:
         path.write_bytes(gzip.compress(copy.read_bytes()))
-        again = tm.explained(walked.main, END, settings=walked.settings)
+        again = tm.explained(walked.main, END)
         assert not again["equal"] and not again["again"]["promotion"] and again["again"]["features"]
         assert "DIFFERENT: " in tm.in_words(again)
     finally:
         path.write_bytes(kept)
-    with pytest.raises(ConfigError, match="had decided nothing by 2019-01-02"):
+    assert told["walked_until"] == f"{walked.steps[-1].session:%Y-%m-%d}" and "lies after it" not in tm.in_words(told | {"asked": told["walked_until"]})
+    assert f"has come to {told['walked_until']}, and 2022-06-01 lies after it" in tm.in_words(told | {"asked": "2022-06-01"})
+    with pytest.raises(ConfigError, match=f"had decided nothing by 2019-01-02: the walk began on {told['walked_from']} and has come to {told['walked_until']}"):
         tm.explained(walked.main, "2019-01-02")
     with pytest.raises(ConfigError, match="has not been walked"):
         tm.explained(tm.ARMS["replay"], END)
@@ -254,6 +257,21 @@ def test_with_workers_the_years_are_fitted_before_the_walk_and_the_walk_goes_by_
     monkeypatch.setenv(blocks.ENGINE, "dask")
     made = CliRunner().invoke(app, ["timemachine", "--start", "2020", "--end", "2021"])
     assert made.exit_code == 0 and said[:2] == [("years_ahead", "dask"), ("walk", "threads")] and "3 of 10" in made.stderr
+
+
+def test_cycles_to_be_checked_are_counted_over_all_calls(walked, monkeypatch):
+    """A walk made in pieces of one cycle each has its N-th cycle made again as well."""
+    from mltrader.cli import app
+
+    step, asked = next(step for step in walked.steps if step.cycle), []
+    with walked.store.read() as conn:
+        count = len(db.gate_history(conn))
+    again = pd.DataFrame({"what": ["meta"], "equal": [False]})
+    for name, answer in {"walk": [step], "journey": None, "leave_page": "page"}.items():
+        monkeypatch.setattr(tm, name, lambda *a, answer=answer, **k: answer)
+    monkeypatch.setattr(tm, "reproduce", lambda arm, run_id, kernels: asked.append((run_id, kernels)) or again)
+    made = [CliRunner().invoke(app, ["timemachine", "--every", f"{every}"]).exit_code for every in (count + 1, 0, count)]
+    assert made == [0, 0, 1] and asked == [(step.cycle["run_id"], True)]
 
 
 def test_command_line(walked):
