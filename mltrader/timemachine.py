@@ -7,11 +7,11 @@ __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'VERDICT_COLORS'
            'evening', 'World', 'the_world', 'check_features_stay', 'Watchman', 'look_for_drift', 'look_for_events',
            'look', 'whole_look', 'alert_sessions', 'moving_events', 'last_evening', 'keep_snapshot', 'at_session',
            'cycle', 'thin', 'Step', 'evenings', 'check_start', 'walk', 'due_cycle', 'noted', 'events_to_come',
-           'years_ahead', 'say_all', 'in_turn', 'heard', 'scopes', 'rivals_in', 'score', 'money', 'crises_met',
-           'decisions', 'drift_path', 'as_toml', 'span', 'decision_before', 'reproduce', 'explained', 'in_words',
-           'line', 'walked_until', 'judged', 'Journey', 'steps_of', 'known_crises', 'journey', 'verdict', 'timeline',
-           'gains_figure', 'equity_figure', 'scores_table', 'money_table', 'decisions_table', 'arms_table',
-           'costs_table', 'leave_page']
+           'years_ahead', 'say_all', 'in_turn', 'heard', 'rolling_window', 'scopes', 'rivals_in', 'jointly', 'asked',
+           'score', 'claims', 'money', 'earned', 'crises_met', 'decisions', 'drift_path', 'as_toml', 'span',
+           'decision_before', 'reproduce', 'explained', 'in_words', 'line', 'walked_until', 'judged', 'Journey',
+           'steps_of', 'known_crises', 'journey', 'told', 'verdict', 'timeline', 'gains_figure', 'equity_figure',
+           'scores_table', 'money_table', 'decisions_table', 'arms_table', 'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
 import gzip
@@ -33,15 +33,15 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from . import archive, drift, events, features, fits, labels, market, memory, monitor, orchestrator, predict, regimes, registry, reports
+from . import archive, drift, events, features, fits, labels, market, memory, monitor, orchestrator, predict, regimes, registry, reports, sectors
 from . import store as db
 from .artifacts import ArtifactStore, Recalled, publish
 from .backtest import HistoricalBacktest, class_scores
 from .config import CANONICAL_EVENTS, Settings, changed, home, load_settings, project_root, set_environment
-from .core import CLASSES, PROBABILITIES, Clock, ConfigError, MltraderError, digest_json, seed_for, to_session, usable_at
+from .core import CLASSES, PROBABILITIES, Clock, ConfigError, DataError, MltraderError, digest_json, seed_for, to_session, usable_at
 from .meta import predict_session
 from .portfolio import SESSIONS_A_YEAR, performance
-from .splits import log_loss_rows, rank_ic, session_interval
+from .splits import Interval, log_loss_rows, rank_ic, session_interval
 from .store import Store
 
 if TYPE_CHECKING:
@@ -550,7 +550,12 @@ def in_turn(sessions: np.ndarray, begins: Sequence[tuple[Any, str]]) -> pd.Serie
 
 
 def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[Store, ArtifactStore] | None = None) -> pd.DataFrame:
-    """Everybody's words on the sessions of which the champion spoke and whose labels are known.
+    """Everybody's words on the sessions after the first promotion of which the champion spoke and whose labels are known.
+
+    Parameters
+    ----------
+    window : (Store, ArtifactStore), optional
+        Of the arm without archive: see `rolling_window`.
 
     Returns
     -------
@@ -560,10 +565,13 @@ def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[St
     ------
     ConfigError
         If no champion has spoken.
+    DataError
+        If a rival has no word on a row of the champion's: all are judged on the same.
     """
     with store.read() as conn:
         said, gates = pd.DataFrame(db.champions_words(conn)), db.gate_history(conn)
         moves = db.alias_history(conn, registry.CHAMPION)
+    said = said[[day > moves[0]["as_of"] for day in said["session"]]] if len(said) else said  # on the first champion's own evening nobody else has a model yet
     if said.empty:
         raise ConfigError("No champion was ever in force on this walk, so there is nobody to compare with the others.")
     table = world.made["labels"]["labels"]
@@ -573,14 +581,33 @@ def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[St
     frame = said.merge(table[[*keys, "label", "label_known_at", "forward_log_return"]], on=keys).merge(regime, on="session", how="left")
     frame = _named(frame, "champion")
     plans = {"newest": in_turn(days, [(row["as_of"], row["model_version"]) for row in gates]), "never": in_turn(days, [(moves[0]["as_of"], moves[0]["model_version"])])}
-    for name, plan in plans.items():
-        frame = frame.merge(_named(say_all(world, store, artifacts, plan), name), on=keys)
+    speakers = [(name, store, artifacts, plan) for name, plan in plans.items()]
     if window is not None:
         with window[0].read() as conn:
-            begins = [(row["as_of"], row["model_version"]) for row in db.gate_history(conn)]
-        frame = frame.merge(_named(say_all(world, *window, in_turn(days, begins)), "window"), on=keys)
+            speakers.append(("window", *window, in_turn(days, [(row["as_of"], row["model_version"]) for row in db.gate_history(conn)])))
+    for name, own, models, plan in speakers:
+        count, frame = len(frame), frame.merge(_named(say_all(world, own, models, plan), name), on=keys)
+        if len(frame) < count:
+            raise DataError(f"{name}, {RIVALS[name]}, has no word on {count - len(frame)} of the {count} rows of which the champion spoke; were the bars changed since the walk?")
     prior = pd.DataFrame(predict.prior_shares(table, frame["session"]), columns=[f"prior_{name}" for name in CLASSES])
     return pd.concat([frame.sort_values(keys, ignore_index=True), prior], axis=1).assign(prior_abstain=False)
+
+
+def rolling_window(folder: Path, sessions: np.ndarray, first: Any, last: pd.Timestamp, look_every: int) -> tuple[tuple[Store, ArtifactStore] | None, str]:
+    """The arm without archive as a rival, or None and why it cannot speak on all `sessions` after `first` up to `last`: a model that was not followed so far would grow old without anybody having chosen so."""
+    if not (folder / "mltrader.db").is_file():
+        return None, f"the arm {folder.name} was not walked"
+    store = Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True)
+    until = span(store)[1]
+    with store.read() as conn:
+        gates = db.gate_history(conn)
+    if not gates or until is None:
+        return None, f"the arm {folder.name} has no judged cycle; it has come to {until or 'no evening yet'}"
+    if ((sessions > to_session(until).to_datetime64()) & (sessions <= last.to_datetime64())).sum() >= look_every:  # evenings may differ by less
+        return None, f"the arm {folder.name} has come to {until}, this walk to {last.date()}"
+    if to_session(gates[0]["as_of"]) > to_session(first):
+        return None, f"the first model of the arm {folder.name} is of {gates[0]['as_of']}, this walk's first champion of {to_session(first).date()}"
+    return (store, ArtifactStore(folder / "artifacts")), ""
 
 
 def _named(frame: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -604,30 +631,49 @@ def rivals_in(frame: pd.DataFrame) -> list[str]:
     return [name for name in RIVALS if f"{name}_buy" in frame]
 
 
+def jointly(found: Sequence[Interval], settings: Settings) -> list[Interval]:
+    """Intervals of error `[promotion] level` widened so that they hold together (Holm). What has too few blocks has none, and what is identical is no comparison."""
+    out = [one if one.n_blocks >= settings.promotion.min_blocks else replace(one, low=np.nan, high=np.nan) for one in found]  # of two or three blocks an interval says nothing
+    at = [i for i, one in enumerate(out) if one.low < one.high]
+    parts = [np.array([getattr(out[i], name) for i in at], dtype=float) for name in ("estimate", "low", "high", "n_blocks")]
+    for i, low, high in zip(at, *sectors.adjusted_intervals(*parts, settings.promotion.level), strict=True) if at else ():
+        out[i] = replace(out[i], low=float(low), high=float(high))
+    return out
+
+
+def asked(settings: Settings) -> dict[str, Any]:
+    """How `session_interval` is asked for one comparison by itself."""
+    return {"horizon": settings.labels.horizon, "n_boot": settings.splits.bootstrap, "level": settings.promotion.level, "seed": seed_for("time machine", settings.run.seed)}
+
+
 def score(frame: pd.DataFrame, settings: Settings, spans: Sequence[tuple[str, Any, Any]] = ()) -> pd.DataFrame:
     """Each rival's figures in each scope, and what the champion gains over it.
 
     Returns
     -------
     DataFrame [scope, rival, rows, sessions, blocks, log_loss, balanced_accuracy, ic, ic_low, ic_high, gain, gain_low, gain_high]
-        `gain`: the rival's log-loss minus the champion's (nats a row), so that more is better for the champion; 0 for itself. Bounds are NaN where blocks are too few.
+        `gain`: the rival's log-loss minus the champion's (nats a row), so that more is better for the champion; 0 for itself. Bounds hold for all rows together (of `ic`, and of
+        `gain`), and are NaN where blocks are too few.
     """
-    names, rows = rivals_in(frame), []
-    level = settings.promotion.level / max(len(names) - 1, 1)
-    ask = {"horizon": settings.labels.horizon, "n_boot": settings.splits.bootstrap, "level": level, "seed": seed_for("time machine", settings.run.seed)}
+    names, rows, ics, gains, ask = rivals_in(frame), [], [], [], asked(settings)
     for scope, inside in scopes(frame, spans):
         part = frame[inside].reset_index(drop=True)
         y = part["label"].to_numpy(dtype=np.int64)
         loss = {name: log_loss_rows(y, part[[f"{name}_{one}" for one in CLASSES]]) for name in names}
         for name in names:
             proba = part[[f"{name}_{one}" for one in CLASSES]].to_numpy()
-            ic = session_interval(rank_ic(part.assign(score=proba[:, 2] - proba[:, 0]), "score", "forward_log_return"), "ic", **ask)
-            gain = session_interval(part[["session"]].assign(value=loss[name] - loss["champion"]), "value", **ask)
-            ic, gain = (one if one.n_blocks >= settings.promotion.min_blocks else replace(one, low=np.nan, high=np.nan) for one in (ic, gain))  # of two or three blocks an interval says nothing
-            rows.append({"scope": scope, "rival": name, "rows": len(part), "sessions": gain.n_sessions, "blocks": gain.n_blocks, "log_loss": float(loss[name].mean()),
-                         "balanced_accuracy": class_scores(y, proba.argmax(axis=1))["balanced_accuracy"], "ic": ic.estimate, "ic_low": ic.low, "ic_high": ic.high,
-                         "gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high})
-    return pd.DataFrame(rows)
+            ics.append(session_interval(rank_ic(part.assign(score=proba[:, 2] - proba[:, 0]), "score", "forward_log_return"), "ic", **ask))
+            gains.append(session_interval(part[["session"]].assign(value=loss[name] - loss["champion"]), "value", **ask))
+            rows.append({"scope": scope, "rival": name, "rows": len(part), "sessions": gains[-1].n_sessions, "blocks": gains[-1].n_blocks, "log_loss": float(loss[name].mean()),
+                         "balanced_accuracy": class_scores(y, proba.argmax(axis=1))["balanced_accuracy"]})
+    return pd.DataFrame([row | {"ic": ic.estimate, "ic_low": ic.low, "ic_high": ic.high, "gain": gain.estimate, "gain_low": gain.low, "gain_high": gain.high}
+                         for row, ic, gain in zip(rows, jointly(ics, settings), jointly(gains, settings), strict=True)])
+
+
+def claims(scores: pd.DataFrame) -> tuple[int, int, int]:
+    """Comparisons with an interval, those in which the champion is better, and those in which it is worse."""
+    found = scores[(scores["rival"] != "champion") & (scores["gain_low"] < scores["gain_high"])]
+    return len(found), int((found["gain_low"] > 0).sum()), int((found["gain_high"] < 0).sum())
 
 
 def money(frame: pd.DataFrame, world: World, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -638,31 +684,39 @@ def money(frame: pd.DataFrame, world: World, settings: Settings) -> tuple[pd.Dat
     equity : DataFrame [session, <rival> …, equal_weight]
         From 1.
     figures : DataFrame [rival, return_ann, volatility_ann, sharpe, max_drawdown, turnover_ann, edge_ann, edge_low, edge_high, gain_ann, gain_low, gain_high]
-        Fractions. `edge`: above the equal-weighted panel at the same exposure; `gain`: the champion's net return minus the rival's, a year.
+        Fractions. `edge`: above the equal-weighted panel at the same exposure; `gain`: the champion's net return minus the rival's, a year. Bounds hold for all edges and gains together, and are NaN where blocks
+        are too few.
     """
     engine = HistoricalBacktest(settings.backtest, settings.labels.horizon)
     panel, index = world.made["market"]["panel"], world.made["market"]["index"]
     until = frame["session"].max()
     panel, index = (part[part["session"] <= until] for part in (panel, index))
-    ask = {"horizon": settings.labels.horizon, "n_boot": settings.splits.bootstrap, "level": settings.promotion.level, "seed": seed_for("time machine", settings.run.seed)}
+    ask = asked(settings)
     paths: dict[str, pd.DataFrame] = {}
     for name in [*(one for one in rivals_in(frame) if one != "prior"), "champion, never silent"]:
         own = name.split(",")[0]
         evaluation = frame[["session", "symbol"]].assign(abstain=frame[f"{own}_abstain"].astype(bool) & ("," not in name), **{f"proba_{one}": frame[f"{own}_{one}"] for one in CLASSES})
         paths[name] = engine.run_backtest(evaluation, panel, index)
-    ours, rows = paths["champion"], []
+    ours, rows, found = paths["champion"], [], []
     for name, path in {**paths, "equal_weight": ours.assign(net=ours["equal_weight"].pct_change(fill_method=None).fillna(0.0), turnover=np.nan, difference=0.0)}.items():
-        edge = session_interval(path[["session", "difference"]], "difference", **ask)
-        gain = session_interval(path[["session"]].assign(value=ours["net"] - path["net"]), "value", **ask)
-        rows.append({"rival": name, **performance(path["net"].to_numpy(), path["cash"].to_numpy(), **ask), "turnover_ann": float(path["turnover"].mean() * SESSIONS_A_YEAR),
-                     **{f"edge_{key}": value * SESSIONS_A_YEAR for key, value in (("ann", edge.estimate), ("low", edge.low), ("high", edge.high))},
-                     **{f"gain_{key}": value * SESSIONS_A_YEAR for key, value in (("ann", gain.estimate), ("low", gain.low), ("high", gain.high))}})
+        found += [session_interval(path[["session", "difference"]], "difference", **ask), session_interval(path[["session"]].assign(value=ours["net"] - path["net"]), "value", **ask)]
+        rows.append({"rival": name, **performance(path["net"].to_numpy(), path["cash"].to_numpy(), **ask), "turnover_ann": float(path["turnover"].mean() * SESSIONS_A_YEAR)})
+    for at, one in enumerate(jointly(found, settings)):
+        rows[at // 2] |= {f"{('edge', 'gain')[at % 2]}_{key}": value * SESSIONS_A_YEAR for key, value in (("ann", one.estimate), ("low", one.low), ("high", one.high))}
     equity = pd.DataFrame({"session": ours["session"], **{name: path["strategy"] for name, path in paths.items()}, "equal_weight": ours["equal_weight"]})
     return equity, pd.DataFrame(rows)
 
+
+def earned(frame: pd.DataFrame, equity: pd.DataFrame, spans: Sequence[tuple[str, Any, Any]] = ()) -> pd.DataFrame:
+    """What each rival's portfolio of `money` returned net on the sessions of each scope, compounded: [scope, rival, net_return]; the positions may be of the sessions before."""
+    days, paths = equity["session"], equity.drop(columns="session")
+    net = paths / paths.shift(fill_value=1.0)
+    return pd.DataFrame([{"scope": scope, "rival": name, "net_return": float(growth - 1)} for scope, inside in scopes(frame, spans)
+                         for name, growth in net[days.isin(frame.loc[inside, "session"])].prod().items() if name in RIVALS])
+
 # %% ../nbs/80_timemachine.ipynb #d81c02d6
 def crises_met(index: pd.DataFrame, captured: Sequence[Mapping[str, Any]], start: Any, end: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """How the walk met the crises of its years.
+    """How the walk met the crises of its years. Recall and delay count falls that began and ended within them; an event is false if it overlaps no fall at all, also none that had begun before.
 
     Returns
     -------
@@ -671,8 +725,8 @@ def crises_met(index: pd.DataFrame, captured: Sequence[Mapping[str, Any]], start
     events : DataFrame [event, start, end, detected_on, state, trigger, samples, false]
     """
     sessions, close = index["session"], index["index_close"]
-    falls = regimes.drawdown_episodes(index)
-    falls = falls[(falls["start"] >= to_session(start)) & (falls["end"] <= to_session(end))].reset_index(drop=True)
+    every = regimes.drawdown_episodes(index)
+    falls = every[(every["start"] >= to_session(start)) & (every["end"] <= to_session(end))].reset_index(drop=True)
     deep = np.flatnonzero(close / close.rolling(60, min_periods=1).max() - 1 <= -0.12)
     found = [(row["event_name"], to_session(row["start_date"]), to_session(row["end_date"] or sessions.iloc[-1]), to_session(row["detected_on"]), row) for row in captured]
     rows = []
@@ -683,7 +737,7 @@ def crises_met(index: pd.DataFrame, captured: Sequence[Mapping[str, Any]], start
         rows.append({"crisis": fall.name, "top": fall.start, "trough": fall.end, "event": hit and hit[0], "detected_on": hit and hit[3],
                      "delay": float(sessions.searchsorted(hit[3]) - first) if hit else float("nan")})
     own = [{"event": name, "start": first, "end": last, "detected_on": seen, "state": row["state"], "trigger": row["trigger"], "samples": row["sample_count"],
-            "false": not bool(((first <= falls["end"]) & (last >= falls["start"])).any())} for name, first, last, seen, row in found]
+            "false": not bool(((first <= every["end"]) & (last >= every["start"])).any())} for name, first, last, seen, row in found]
     columns = ["crisis", "top", "trough", "event", "detected_on", "delay"], ["event", "start", "end", "detected_on", "state", "trigger", "samples", "false"]
     return pd.DataFrame(rows, columns=columns[0]), pd.DataFrame(own, columns=columns[1])
 
@@ -871,7 +925,7 @@ def judged(arm: Arm) -> int:
 # %% ../nbs/80_timemachine.ipynb #b968837f
 @dataclass(frozen=True, eq=False)
 class Journey:
-    """A walk, told: see the functions that make the frames. `frame`, and with it the comparisons, is None where no champion has spoken."""
+    """A walk, told: see the functions that make the frames. `frame`, and with it the comparisons, is None where no champion has spoken; `silent`: why the rolling window does not speak."""
 
     arm: Arm
     settings: Settings
@@ -882,9 +936,9 @@ class Journey:
     events: pd.DataFrame
     drift: pd.DataFrame
     index: pd.DataFrame
-    steps: pd.DataFrame
     world: World
     frame: pd.DataFrame | None
+    silent: str
 
     @cached_property
     def scores(self) -> pd.DataFrame | None:
@@ -900,6 +954,11 @@ class Journey:
     def champions(self) -> int:
         """Promotions, the first included."""
         return int((self.decisions["verdict"] == "PROMOTE").sum())
+
+    @property
+    def cycles(self) -> int:
+        """Judged cycles; a rollback is none."""
+        return int((self.decisions["verdict"] != "ROLLBACK").sum())
 
 
 def steps_of(folder: Path) -> pd.DataFrame:
@@ -917,27 +976,31 @@ def known_crises() -> list[tuple[str, Any, Any]]:
 
 def journey(name: str = "main", settings: Settings | None = None) -> Journey | None:
     """The walk of an arm; None if there is none."""
-    base, folder, arm = settings or load_settings(), arm_folder(name), ARMS[name]
+    base, folder, window, arm = settings or load_settings(), arm_folder(name), arm_folder("no_archive"), ARMS[name]
     if not (folder / "mltrader.db").is_file():
         return None
-    window = arm_folder("no_archive") if name != "no_archive" and (arm_folder("no_archive") / "mltrader.db").is_file() else None
-    other = None if window is None else (Store(f"sqlite:///{window / 'mltrader.db'}", read_only=True), ArtifactStore(window / "artifacts"))
     with at_home(folder):
         chosen, store = settings_of(arm, base, folder), Store()
         world, artifacts = the_world(chosen), Recalled(home() / "artifacts", 500_000_000)
         with store.read() as conn:
             days = [row["as_of"] for row in db.runs(conn) if row["as_of"] and row["status"] == "success"]
-            captured = db.captured_events(conn)
+            captured, moves = db.captured_events(conn), db.alias_history(conn, registry.CHAMPION)
         if not days:
             return None
-        index = world.made["market"]["index"]
-        index = index[index["session"] <= to_session(max(days))]
+        index, last = world.made["market"]["index"], to_session(max(days))
+        index = index[index["session"] <= last]
         met, found = crises_met(index, captured, min(days), max(days))
+        other, silent = rolling_window(window, world.sessions, moves[0]["as_of"], last, chosen.timemachine.look_every) if moves and name != "no_archive" else (None, "")
         try:
             frame = heard(world, store, artifacts, other)
         except ConfigError:
             frame = None
-        return Journey(arm, chosen, to_session(min(days)), to_session(max(days)), decisions(store), met, found, drift_path(store), index, steps_of(folder), world, frame)
+        return Journey(arm, chosen, to_session(min(days)), last, decisions(store), met, found, drift_path(store), index, world, frame, silent)
+
+
+def told(settings: Settings | None = None) -> Journey | None:
+    """The walk that the page is about: main, or else the first of the other arms that was walked."""
+    return next((walk for name in ARMS if (walk := journey(name, settings)) is not None), None)
 
 # %% ../nbs/80_timemachine.ipynb #e747e4d1
 def verdict(walk: Journey | None) -> str:
@@ -946,13 +1009,15 @@ def verdict(walk: Journey | None) -> str:
         return "No walk is on record: `mltrader timemachine` begins one."
     counts = walk.decisions["verdict"].value_counts()
     met = walk.crises["event"].notna()
-    lived = f"From {walk.first.date()} to {walk.last.date()} the loop ran {len(walk.decisions) - counts.get('ROLLBACK', 0)} judged cycles, promoted {walk.champions} models, refused {counts.drop(['PROMOTE', 'ROLLBACK'], errors='ignore').sum()} and rolled back {counts.get('ROLLBACK', 0)}; "
+    lived = "" if walk.arm.name == "main" else f"The arm {walk.arm.name} ({walk.arm.words}). "
+    lived += f"From {walk.first.date()} to {walk.last.date()} the loop ran {walk.cycles} judged cycles, promoted {walk.champions} models, refused {counts.drop(['PROMOTE', 'ROLLBACK'], errors='ignore').sum()} and rolled back {counts.get('ROLLBACK', 0)}; "
     lived += f"it met {met.sum()} of {len(met)} crises, with {int(walk.events['false'].sum())} false events."
     if walk.scores is None:
         return lived + " No champion was ever in force, so there is nobody to compare."
     overall = walk.scores[walk.scores["scope"] == "all"].set_index("rival").drop(index="champion")
     words = [f"{_sign(row.gain, row.gain_low, row.gain_high)} {RIVALS[name]} ({_with_interval(row.gain, row.gain_low, row.gain_high)} nats)" for name, row in overall.iterrows()]
-    return f"{lived} Its champion was {'; '.join(words)}."
+    silent = f" A rolling window is not compared: {walk.silent}." if walk.silent else ""
+    return f"{lived} Its champion was {'; '.join(words)}; these intervals hold for all {claims(walk.scores)[0]} comparisons of rivals and scopes together.{silent}"
 
 
 def _sign(value: float, low: float, high: float) -> str:
@@ -1012,8 +1077,8 @@ def gains_figure(walk: Journey) -> "Figure":
         ax.set(title=f"over {name}", xlabel="log-loss gained, nats a row", yticks=range(len(order)))
         ax.set_yticklabels(order)
     axes[0][0].invert_yaxis()
-    better, worse = int((shown["gain_low"] > 0).sum()), int((shown["gain_high"] < 0).sum())
-    figures.headline(picture, f"The champion is better in {better} of {len(shown)} comparisons, worse in {worse}; the others are open")
+    count, better, worse = claims(walk.scores)
+    figures.headline(picture, f"Of {count} comparisons, all counted, the champion is better in {better} and worse in {worse}; the others are open")
     return picture
 
 # %% ../nbs/80_timemachine.ipynb #5d62615a
@@ -1029,7 +1094,7 @@ def equity_figure(walk: Journey) -> "Figure":
     figures.growth_axis(ax)
     ax.legend(ncols=4, loc="upper left", frameon=False)
     best = table.set_index("rival").loc["champion"]
-    figures.headline(picture, f"The champion's portfolio: {best['edge_ann']:+.1%} a year [{best['edge_low']:+.1%}, {best['edge_high']:+.1%}] against the same exposure to all stocks, net of costs")
+    figures.headline(picture, f"The champion's portfolio: {_percent(best['edge_ann'], best['edge_low'], best['edge_high'])} a year against the same exposure to all stocks, net of costs")
     return picture
 
 # %% ../nbs/80_timemachine.ipynb #647c922e
@@ -1039,25 +1104,30 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]" if np.isfinite(low) else f"{value:+.4f}"
 
 
+def _percent(value: float, low: float = np.nan, high: float = np.nan) -> str:
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]" if np.isfinite(low) else f"{value:+.1%}"
+
+
 def scores_table(walk: Journey) -> pd.DataFrame:
-    """The comparison, to be read."""
+    """The comparison, to be read, with what each portfolio returned on the sessions of the scope (not a year)."""
     spans = {"ic": ("ic", "ic_low", "ic_high"), "gain of the champion": ("gain", "gain_low", "gain_high")}
     found = walk.scores.assign(**{name: [_with_interval(a, b, c) for a, b, c in walk.scores[list(parts)].itertuples(index=False)] for name, parts in spans.items()})
     found.loc[found["rival"] == "champion", "gain of the champion"] = "–"
-    return found[["scope", "rival", "rows", "blocks", "log_loss", "balanced_accuracy", "ic", "gain of the champion"]].round({"log_loss": 4, "balanced_accuracy": 3})
+    found = found.merge(earned(walk.frame, walk.portfolios[0], known_crises()), how="left", on=["scope", "rival"])
+    found["net return"] = found["net_return"].map(_percent)
+    return found[["scope", "rival", "rows", "sessions", "blocks", "log_loss", "balanced_accuracy", "ic", "gain of the champion", "net return"]].round({"log_loss": 4, "balanced_accuracy": 3})
 
 
 def money_table(walk: Journey) -> pd.DataFrame:
     """The portfolios' figures, to be read."""
-    def percent(one: float) -> str:
-        return f"{one:+.1%}"
-
     rows = walk.portfolios[1]
     return pd.DataFrame({
-        "portfolio": rows["rival"].str.replace("_", " "), "net return a year": rows["return_ann"].map(percent), "volatility": rows["volatility_ann"].map(percent), "Sharpe": rows["sharpe"].round(2),
-        "worst drawdown": rows["max_drawdown"].map(percent), "turnover a year": rows["turnover_ann"].round(1),
-        "edge a year": [f"{a:+.1%} [{b:+.1%}, {c:+.1%}]" for a, b, c in rows[["edge_ann", "edge_low", "edge_high"]].itertuples(index=False)],
-        "champion minus it, a year": ["–" if name == "champion" else f"{a:+.1%} [{b:+.1%}, {c:+.1%}]" for name, a, b, c in rows[["rival", "gain_ann", "gain_low", "gain_high"]].itertuples(index=False)]})
+        "portfolio": rows["rival"].str.replace("_", " "), "net return a year": rows["return_ann"].map(_percent), "volatility": rows["volatility_ann"].map(_percent), "Sharpe": rows["sharpe"].round(2),
+        "worst drawdown": rows["max_drawdown"].map(_percent), "turnover a year": rows["turnover_ann"].round(1),
+        "edge a year": [_percent(*one) for one in rows[["edge_ann", "edge_low", "edge_high"]].itertuples(index=False)],
+        "champion minus it, a year": ["–" if name == "champion" else _percent(a, b, c) for name, a, b, c in rows[["rival", "gain_ann", "gain_low", "gain_high"]].itertuples(index=False)]})
 
 
 def decisions_table(walk: Journey) -> pd.DataFrame:
@@ -1067,45 +1137,47 @@ def decisions_table(walk: Journey) -> pd.DataFrame:
 
 # %% ../nbs/80_timemachine.ipynb #836a1112
 def arms_table(main: Journey | None, settings: Settings | None = None) -> pd.DataFrame:
-    """The other arms beside the main one, each judged by its own champion and by its own newest models on the sessions where both have a champion.
+    """The other arms beside the one of `main`, each judged by its own champion and by its own newest models on the sessions where both have a champion.
 
     Returns
     -------
     DataFrame [arm, what, cycles, promotions, first champion, sessions, champion: gain of main, newest: gain of main]
         A gain is the other's log-loss minus main's, nats a row, with its interval.
     """
-    rows = []
-    for name, arm in ARMS.items():
-        other = main if name == "main" else journey(name, settings)
+    rows, pairs = [], []
+    for name, arm in ARMS.items() if main is not None else ():
+        other = main if name == main.arm.name else journey(name, settings)
         if other is None:
             continue
-        row = {"arm": name, "what": arm.words, "cycles": len(other.decisions), "promotions": other.champions,
-               "first champion": other.frame["session"].min().date() if other.frame is not None else "none"}
-        if name != "main" and main is not None and main.frame is not None and other.frame is not None:
-            row |= _paired(main, other)
-        rows.append(row)
+        rows.append({"arm": name, "what": arm.words, "cycles": other.cycles, "promotions": other.champions,
+                     "first champion": other.frame["session"].min().date() if other.frame is not None else "none"})
+        if other is not main and main.frame is not None and other.frame is not None:
+            pairs += [(rows[-1], who, gain) for who, gain in _paired(main, other).items()]
+    for (row, who, _), gain in zip(pairs, jointly([gain for *_, gain in pairs], main.settings) if pairs else (), strict=True):
+        row |= {"sessions": str(gain.n_sessions), f"{who}: gain of {main.arm.name}": _with_interval(gain.estimate, gain.low, gain.high)}
     return pd.DataFrame(rows).fillna("")
 
 
-def _paired(main: Journey, other: Journey) -> dict[str, Any]:
-    """Gain of main's champion and newest over the other's."""
+def _paired(main: Journey, other: Journey) -> dict[str, Interval]:
+    """Gain of main's champion and newest over the other's, each interval by itself."""
     keys, found = ["session", "symbol"], {}
-    ask = {"horizon": main.settings.labels.horizon, "n_boot": main.settings.splits.bootstrap, "level": main.settings.promotion.level, "seed": seed_for("time machine", main.settings.run.seed)}
     for who in ("champion", "newest"):
         columns = [f"{who}_{one}" for one in CLASSES]
         both = main.frame[[*keys, "label", *columns]].merge(other.frame[[*keys, *columns]], on=keys, suffixes=("", "_other"))
         value = log_loss_rows(both["label"], both[[f"{one}_other" for one in columns]]) - log_loss_rows(both["label"], both[columns])
-        gain = session_interval(both[["session"]].assign(value=value), "value", **ask)
-        found |= {"sessions": str(gain.n_sessions), f"{who}: gain of main": _with_interval(gain.estimate, gain.low, gain.high)}
+        found[who] = session_interval(both[["session"]].assign(value=value), "value", **asked(main.settings))
     return found
 
 
-def costs_table(walk: Journey) -> pd.DataFrame:
-    """What the walk took: looks, cycles, and their times (seconds, wall)."""
-    cycles = walk.steps["cycle_seconds"].dropna()
-    looks = walk.steps["seconds"] - walk.steps["cycle_seconds"].fillna(0.0)
-    return pd.DataFrame({"what": ["evenings looked at", "cycles"], "number": [len(walk.steps), len(cycles)], "seconds in all": [looks.sum(), cycles.sum()],
-                         "median seconds": [looks.median(), cycles.median()], "longest": [looks.max(), cycles.max()]}).round(2)
+def costs_table() -> pd.DataFrame:
+    """What each walk took, ablations included: looks, cycles, and their times (seconds, wall)."""
+    rows = []
+    for name in ARMS:
+        steps = steps_of(arm_folder(name))
+        cycles, looks = steps["cycle_seconds"].dropna(), steps["seconds"] - steps["cycle_seconds"].fillna(0.0)
+        rows += [{"arm": name, "what": what, "number": len(some), "seconds in all": some.sum(), "median seconds": some.median(), "longest": some.max()}
+                 for what, some in (("evenings looked at", looks), ("cycles", cycles)) if len(steps)]
+    return pd.DataFrame(rows, columns=["arm", "what", "number", "seconds in all", "median seconds", "longest"]).round(2)
 
 # %% ../nbs/80_timemachine.ipynb #234f7266
 def leave_page(settings: Settings | None = None) -> Path:

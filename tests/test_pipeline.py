@@ -26,7 +26,7 @@ ALLOWED = {
     "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"},
     "safeguards": set(), "brokers": {"safeguards"}, "ledger": {"store", "artifacts", "safeguards"}, "paper": {"store", "artifacts", "registry", "reports", "safeguards", "brokers", "ledger"},
     "rehearsal": {"store", "artifacts", "reports", "safeguards", "brokers", "ledger", "paper"},
-    "timemachine": {"store", "archive", "artifacts", "backtest", "drift", "events", "features", "fits", "labels", "market", "memory", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "splits"},
+    "timemachine": {"store", "archive", "artifacts", "backtest", "drift", "events", "features", "fits", "labels", "market", "memory", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "sectors", "splits"},
     "audit": None, "cli": None,
 }
 NUMBERS = {path.stem.split("_", 1)[1]: path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")}

@@ -2,8 +2,10 @@
 import gzip
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +18,8 @@ from typer.testing import CliRunner
 from mltrader import orchestrator, registry, rehearsal
 from mltrader import store as db
 from mltrader import timemachine as tm
-from mltrader.config import home, load_settings
-from mltrader.core import PROBABILITIES, ConfigError
+from mltrader.config import Settings, home, load_settings
+from mltrader.core import CLASSES, PROBABILITIES, REGIMES, ConfigError, DataError
 from mltrader.store import Store
 
 # Wide margins: here it matters that champions come and go, not how the six stocks fare.
@@ -208,6 +210,115 @@ def test_the_report_compares_on_the_same_rows(walked, told):
         assert figure(told).axes
     assert len(tm.decisions_table(told)) == len(told.decisions) and tm.money_table(told)["portfolio"].tolist()[0] == "champion"
     assert "crises" in tm.verdict(told) and "No walk" in tm.verdict(None)
+
+
+def made_up_report(seed: int) -> tuple[pd.DataFrame, list]:
+    """A history in which nobody is better than anybody: champion and rivals are equally noisy."""
+    rng, days = np.random.default_rng(seed), pd.bdate_range("1997-01-01", periods=900).to_numpy()
+    frame = pd.MultiIndex.from_product([days, list("ABCD")], names=["session", "symbol"]).to_frame(index=False)
+    frame = frame.assign(label=rng.integers(0, 3, len(frame)), forward_log_return=rng.normal(size=len(frame)), market_regime=np.repeat(np.array(REGIMES)[np.arange(len(days)) // 60 % 3], 4))
+    for who in ("champion", "newest", "never", "window", "prior"):
+        proba = np.exp(0.3 * rng.normal(size=(len(frame), 3)))
+        frame = frame.assign(**dict(zip((f"{who}_{one}" for one in CLASSES), (proba / proba.sum(axis=1, keepdims=True)).T, strict=True)))
+    return frame, [(f"crisis {k}", str(pd.Timestamp(days[k * 200]).date()), str(pd.Timestamp(days[k * 200 + 190]).date())) for k in range(4)]
+
+
+def test_where_nobody_is_better_a_report_claims_nothing():
+    """Of 20 reports of four rivals in eight scopes at most two claim something (5 % are one); each comparison by itself, many would."""
+    settings, claimed, alone = Settings(splits={"bootstrap": 200}), 0, 0
+    with pytest.MonkeyPatch.context() as patch:
+        for seed in range(20):
+            made = made_up_report(seed)
+            count, better, worse = tm.claims(tm.score(made[0], settings, made[1]))
+            claimed += better + worse > 0
+            assert count == 4 * 8
+            if seed < 8:
+                patch.setattr(tm, "jointly", lambda found, settings: list(found))
+                alone += sum(tm.claims(tm.score(made[0], settings, made[1]))[1:]) > 0
+                patch.undo()
+    assert claimed <= 2 and alone >= 4, (claimed, alone)
+
+
+def test_intervals_hold_together_and_what_is_identical_is_no_comparison():
+    one, settings = tm.Interval(1.0, 0.2, 1.8, 900, 900, 30), Settings()
+    same, few = tm.Interval(0.0, 0.0, 0.0, 900, 900, 30), tm.Interval(1.0, 0.2, 1.8, 90, 90, settings.promotion.min_blocks - 1)
+    alone, wide = tm.jointly([one, same, few], settings), tm.jointly([one] * 20, settings)
+    assert (alone[0].low, alone[0].high) == pytest.approx((0.2, 1.8)) and alone[1] == same and np.isnan(alone[2].low)
+    assert all(found.low < 0.0 < 2.0 < found.high and found.estimate == 1.0 for found in wide) and tm.jointly([few], settings)[0].n_blocks == few.n_blocks
+
+
+def arm_on_record(folder, evenings, gates) -> Path:
+    """A walk of an arm as far as the report asks: evenings of the monitor, and days of judged cycles."""
+    folder.mkdir(parents=True)
+    store = Store(f"sqlite:///{folder / 'mltrader.db'}")
+    for number, (kind, day) in enumerate([*(("monitor", day) for day in evenings), *(("cycle", day) for day in gates)]):
+        clock = tm.evening(day)
+        with store.write() as conn:
+            db.start_run(conn, f"{kind}_{number}", kind, "test", number, {}, "", clock)
+            db.set_as_of(conn, f"{kind}_{number}", pd.Timestamp(day).date())
+            db.finish_run(conn, f"{kind}_{number}", "success", clock, as_of=pd.Timestamp(day).date())
+    store.engine.dispose()
+    return folder
+
+
+@pytest.mark.parametrize(("until", "first", "words"), [("2020-03-31", "2020-01-15", ""), ("2020-03-27", "2020-01-15", ""), ("2020-02-28", "2020-01-15", "has come to 2020-02-28, this walk to 2020-03-31"),
+                                                       ("2020-03-31", None, "no judged cycle; it has come to 2020-03-31"), ("2020-03-31", "2020-02-03", "first model of the arm no_archive is of 2020-02-03"), (None, None, "was not walked")])
+def test_a_rolling_window_speaks_only_where_it_was_followed(tmp_path, monkeypatch, until, first, words):
+    """A stale arm, one without a judged cycle, or one that began later is named, not compared."""
+    folder, days = tmp_path / "no_archive", pd.bdate_range("2020-01-02", "2020-03-31").to_numpy()
+    if until is not None:
+        arm_on_record(folder, ["2020-01-02", until], [])
+    monkeypatch.setattr(db, "gate_history", lambda conn: [{"as_of": pd.Timestamp(first).date(), "model_version": "v"}] if first else [])
+    pair, why = tm.rolling_window(folder, days, "2020-01-20", pd.Timestamp("2020-03-31"), 5)
+    assert (pair is not None) == (not words) and words in why
+
+
+def test_a_walk_that_began_inside_a_fall_has_no_false_event_for_it():
+    path = pd.DataFrame({"session": pd.bdate_range("2008-01-01", periods=300)})
+    path["index_close"] = np.interp(np.arange(300), [0, 100, 140, 200, 299], [100, 110, 80, 85, 120])
+    caught = {"event_name": "a", "start_date": path["session"][101].date(), "end_date": path["session"][150].date(), "detected_on": path["session"][125].date(), "state": "trained", "trigger": "drawdown", "sample_count": 10}
+    met, found = tm.crises_met(path, [caught], path["session"][110], path["session"][299])
+    assert met.empty and found["false"].tolist() == [False]
+
+
+def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_where(told, walked, monkeypatch):
+    back = told.decisions.iloc[[0]].assign(verdict="ROLLBACK", kind="rollback")
+    with_rollback = replace(told, decisions=pd.concat([told.decisions, back], ignore_index=True))
+    assert with_rollback.cycles == told.cycles == len(told.decisions) and tm.arms_table(with_rollback)["cycles"].tolist() == [told.cycles]
+    assert "A rolling window is not compared: the arm no_archive was not walked." in tm.verdict(told)
+    assert f"hold for all {tm.claims(told.scores)[0]} comparisons" in tm.verdict(told)
+    other = walked.folder.parent / "calendar"
+    other.mkdir()
+    try:
+        (other / "steps.jsonl").write_text((walked.folder / "steps.jsonl").read_text().splitlines()[0] + "\n")
+        costs = tm.costs_table().set_index(["arm", "what"])["number"]
+        assert costs["main", "cycles"] == sum(step.cycle is not None for step in walked.steps) and costs["calendar", "evenings looked at"] == 1
+    finally:
+        shutil.rmtree(other)
+    equity, nets = told.portfolios[0], tm.earned(told.frame, told.portfolios[0], tm.known_crises()).set_index(["scope", "rival"])["net_return"]
+    assert nets["all", "champion"] == pytest.approx(equity["champion"].iloc[-1] - 1)
+    regimes = [1 + nets[scope, "champion"] for scope in nets.index.get_level_values("scope").unique() if scope.startswith("regime")]
+    assert np.prod(regimes) == pytest.approx(1 + nets["all", "champion"]) and "crisis: 2020 covid crash" in nets.index
+    table = tm.scores_table(told)
+    assert table.loc[table["rival"] == "prior", "net return"].eq("–").all() and table.loc[(table["rival"] == "champion") & (table["scope"] == "all"), "net return"].item() == f"{nets['all', 'champion']:+.1%}"
+
+
+def test_the_page_is_about_an_arm_that_was_walked(told, monkeypatch):
+    """Without a walk of main, the first arm that was walked is told, and named."""
+    asked = []
+    monkeypatch.setattr(tm, "journey", lambda name, settings=None: asked.append(name) or (replace(told, arm=tm.ARMS[name], silent="") if name == "replay" else None))
+    found = tm.told()
+    assert found.arm.name == "replay" and asked == ["main", "no_archive", "replay"]
+    assert tm.verdict(found).startswith("The arm replay (") and tm.arms_table(found)["arm"].tolist() == ["replay"]
+    monkeypatch.setattr(tm, "journey", lambda name, settings=None: None)
+    assert tm.told() is None and tm.arms_table(None).empty
+
+
+def test_a_rival_without_a_word_on_some_rows_is_not_dropped_in_silence(walked, told, monkeypatch):
+    real = tm.say_all
+    monkeypatch.setattr(tm, "say_all", lambda *a: real(*a).iloc[5:])
+    with pytest.raises(DataError, match=f"newest.*has no word on 5 of the {len(told.frame)} rows"), tm.at_home(walked.folder):
+        tm.heard(told.world, walked.store, tm.Recalled(home() / "artifacts"))
 
 
 def test_an_account_is_rehearsed_by_the_champions_of_a_walk(walked, monkeypatch):
