@@ -59,6 +59,7 @@ PACKED = ROOT / "benchmarks" / "studies" / "false_promotion.tar.xz"  # what has 
 CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
 MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
            "replay", "significance", "splits", "trees", "tuning")
+SECTIONS = ("market", "universe", "features", "regimes", "labels", "drift", "events", "memory", "replay", "splits", "forest", "boosting", "tuning", "meta", "backtest", "explain", "promotion", "training")
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ CASES: dict[str, Case] = {
 
 
 def code(name: str) -> str:
-    """What the results of a case depend on besides the seed: the package's modules, the study's own, and the size."""
-    own = {name: digest_file(ROOT / "benchmarks" / name) for name in ("worlds.py", "loop.py")}
-    return digest_json({"package": digest_modules(*MODULES), **own, "case": asdict(CASES[name]) | {"count": 0}, "study": STUDY, "cycles": CYCLES})[:12]
+    """What the results of a case depend on besides the seed: the package's modules, the study's own, the settings (defaults included), the size, and the versions of libraries."""
+    own, case = {name: digest_file(ROOT / "benchmarks" / name) for name in ("worlds.py", "loop.py")}, CASES[name]
+    return digest_json({"package": digest_modules(*MODULES), **own, "settings": Settings(**merged(SMALL, case.sections)).digest(*SECTIONS), "versions": versions() | {"python": None}, "case": asdict(case) | {"count": 0},
+                        "study": STUDY, "cycles": CYCLES})[:12]
 
 
 def short(found: dict[str, Any]) -> dict[str, Any]:

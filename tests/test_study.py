@@ -181,9 +181,13 @@ def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypat
     assert made == [("iid", 0), ("iid", 1), ("garch", 0), ("garch", 1), ("iid", 2), ("garch", 2)]
     before = study.place(tmp_path, "iid")
     assert [one["seed"] for one in study.results_in(before)] == [0, 1, 2] and json.loads((before / "0000.json").read_bytes())["world"] == "iid"
-    digest = study.digest_modules
-    monkeypatch.setattr(study, "digest_modules", lambda *names: digest(*names) + "edited")
-    assert study.results_in(study.place(tmp_path, "iid")) == []
+    digest, known = study.digest_modules, study.versions()
+    others = {"digest_modules": lambda *names: digest(*names) + "edited", "SMALL": study.merged(study.SMALL, {"promotion": {"level": 0.4}}), "versions": lambda: known | {"numpy": "1.0"}}
+    for name, other in others.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(study, name, other)
+            assert study.results_in(study.place(tmp_path, "iid")) == [], name
+    assert len(study.results_in(study.place(tmp_path, "iid"))) == 3
 
 
 def reported(folder, monkeypatch, capsys) -> dict:
