@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NO_MARKET', 'PAPER_HOST', 'LIVE_HOST', 'KEYS', 'STATUS', 'OrderRefused', 'DuplicateOrder', 'OrderState', 'Money',
-           'Hours', 'Broker', 'Market', 'evening', 'new_book', 'fill_price', 'SimulatedBroker', 'checked_url', 'ask',
-           'AlpacaBroker']
+           'Hours', 'Broker', 'Market', 'evening', 'new_book', 'fill_price', 'open_orders', 'remember', 'readjust',
+           'SimulatedBroker', 'checked_url', 'ask', 'AlpacaBroker']
 
 # %% ../nbs/70b_brokers.ipynb #de03b12a
 import os
@@ -89,7 +89,7 @@ class Broker(Protocol):
         """What time it is there."""
 
     def adjustments(self) -> list[dict[str, Any]]:
-        """Changes of positions that are no trades: `session symbol ratio`."""
+        """Changes of positions and open orders that are no trades: `session symbol ratio`."""
 
 # %% ../nbs/70b_brokers.ipynb #78136d41
 @dataclass(frozen=True, eq=False)
@@ -157,6 +157,10 @@ class Market:
         """The session of a row."""
         return self.sessions[row].item()
 
+    def column(self, symbol: str) -> int | None:
+        """The column of a symbol; None if it has no bars at all."""
+        return self.symbols.index(symbol) if symbol in self.symbols else None
+
     def last(self, row: int, column: int) -> tuple[float, int]:
         """The last close of a symbol up to a row, and how many sessions old it is; (NaN, -1) without one."""
         known = np.flatnonzero(np.isfinite(self.close[:row + 1, column])[::-1][:260])
@@ -177,7 +181,7 @@ def evening(session: date) -> datetime:
 
 def new_book(capital: float) -> dict[str, Any]:
     """The book of an account that has not traded, JSON-ready."""
-    return {"session": None, "cash": float(capital), "positions": {}, "prices": {}, "orders": [], "adjustments": []}
+    return {"session": None, "cash": float(capital), "positions": {}, "prices": {}, "days": {}, "orders": [], "adjustments": []}
 
 
 def fill_price(order: Mapping[str, Any], opened: float, high: float, low: float, close: float, slippage: float) -> float:
@@ -198,6 +202,34 @@ def fill_price(order: Mapping[str, Any], opened: float, high: float, low: float,
     return limit if sign * touched <= sign * limit else float("nan")
 
 # %% ../nbs/70b_brokers.ipynb #c5f3d394
+def open_orders(book: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The orders of a book that have not traded yet."""
+    return [one for one in book["orders"] if one["status"] == "open"]
+
+
+def remember(book: dict[str, Any], market: Market, symbol: str, row: int) -> None:
+    """Keep the last close of a symbol up to a row, and its session: what a later vintage is compared with."""
+    price, age = market.last(row, column) if (column := market.column(symbol)) is not None else (float("nan"), -1)
+    if isfinite(price):
+        book["prices"][symbol], book["days"][symbol] = price, market.day(row - age).isoformat()
+
+
+def readjust(book: dict[str, Any], market: Market) -> None:
+    """Have positions and open orders follow a vintage that tells a remembered price otherwise."""
+    for symbol, price in book["prices"].items():
+        day, column = np.datetime64(book["days"].get(symbol, book["session"])), market.column(symbol)
+        row = int(np.searchsorted(market.sessions, day))
+        there = column is not None and row < len(market.sessions) and market.sessions[row] == day
+        now = float(market.close[row, column]) if there else float("nan")
+        if not isfinite(now) or abs((ratio := price / now) - 1) <= 1e-9:
+            continue
+        if symbol in book["positions"]:
+            book["positions"][symbol] *= ratio
+        for order in (one for one in open_orders(book) if one["symbol"] == symbol):
+            order.update(quantity=order["quantity"] * ratio, **{name: order[name] / ratio for name in ("limit", "stop") if order[name] is not None})
+        book["adjustments"].append({"session": book["session"], "symbol": symbol, "ratio": ratio})
+
+# %% ../nbs/70b_brokers.ipynb #71d2c282
 class SimulatedBroker:
     """A broker on the bars of a panel; deterministic.
 
@@ -221,8 +253,8 @@ class SimulatedBroker:
         self.market, self.settings, self.costs = market, settings, costs or BacktestSettings()
         self.book = dict(book) if book is not None else new_book(settings.capital)
         self.keep, self.faults = keep or (lambda book: None), faults or (lambda order: None)
-        self._column = {symbol: number for number, symbol in enumerate(market.symbols)}
         self._known = {one["id"] for one in self.book["orders"]}
+        self.book.setdefault("days", {})  # a book of an older version has none
 
     def advance(self, session: date) -> None:
         """Let the orders that are open trade in the session after the last one, and go on to the close of `session`; one that is over changes nothing."""
@@ -231,23 +263,17 @@ class SimulatedBroker:
             return
         if last is not None:
             before = self.market.at(date.fromisoformat(last))
-            self._readjust(before)
-            for order in [one for one in self.book["orders"] if one["status"] == "open"]:
+            readjust(self.book, self.market)
+            for order in open_orders(self.book):
                 self._trade(order, before + 1)
         self.book["session"] = session.isoformat()
-        known = {symbol: self.market.last(row, self._column[symbol])[0] for symbol in self.book["positions"] if symbol in self._column}
-        self.book["prices"] = {symbol: price for symbol in self.book["positions"] if isfinite(price := known.get(symbol, float("nan"))) or isfinite(price := self.book["prices"].get(symbol, float("nan")))}
+        self.book["prices"], self.book["days"] = ({symbol: known for symbol, known in self.book[name].items() if symbol in self.book["positions"]} for name in ("prices", "days"))
+        for symbol in self.book["positions"]:
+            remember(self.book, self.market, symbol, row)
         self.keep(self.book)
 
-    def _readjust(self, row: int) -> None:
-        for symbol, shares in list(self.book["positions"].items()):
-            now = self.market.last(row, self._column[symbol])[0] if symbol in self._column else float("nan")
-            if isfinite(now) and symbol in self.book["prices"] and abs((ratio := self.book["prices"][symbol] / now) - 1) > 1e-9:
-                self.book["positions"][symbol] = shares * ratio
-                self.book["adjustments"].append({"session": self.book["session"], "symbol": symbol, "ratio": ratio})
-
     def _trade(self, order: dict[str, Any], row: int) -> None:
-        column = self._column.get(order["symbol"])
+        column = self.market.column(order["symbol"])
         prices = [float("nan")] * 4 if column is None else [float(grid[row, column]) for grid in (self.market.open, self.market.high, self.market.low, self.market.close)]
         price, volume = fill_price(order, *prices, self.costs.slippage_bps / 1e4), float("nan") if column is None else float(self.market.volume[row, column])
         quantity = order["quantity"] if not isfinite(volume) else min(order["quantity"], float(floor(self.settings.volume_share * volume)))
@@ -272,6 +298,8 @@ class SimulatedBroker:
         self._known.add(order.client_order_id)
         self.book["orders"].append({"id": order.client_order_id, "session": order.session.isoformat(), "symbol": order.symbol, "side": order.side, "quantity": order.quantity, "kind": order.kind,
                                     "limit": order.limit, "stop": order.stop, "filled": 0.0, "average": 0.0, "status": "open", "fault": fault})
+        if self.book["session"] is not None and order.symbol not in self.book["prices"]:
+            remember(self.book, self.market, order.symbol, self.market.at(date.fromisoformat(self.book["session"])))
         self.keep(self.book)
         if fault == "deaf":
             raise VendorError("The simulated broker took the order and does not answer.")
@@ -304,7 +332,7 @@ class SimulatedBroker:
         return Hours(evening(session), self.market.opens_after(self.market.at(session)))
 
     def adjustments(self) -> list[dict[str, Any]]:
-        """What a new vintage of the bars did to positions."""
+        """What a new vintage of the bars did to positions and open orders."""
         return list(self.book["adjustments"])
 
 # %% ../nbs/70b_brokers.ipynb #e13c350d

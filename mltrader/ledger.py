@@ -240,12 +240,16 @@ def _planned(ledger: Ledger, event: Event) -> None:
 def _adjusted(ledger: Ledger, event: Event) -> None:
     symbol, ratio = str(event.symbol), float(event.details["ratio"])
     ledger.adjusted += 1
-    ledger.positions[symbol] = ledger.positions.get(symbol, 0.0) * ratio
+    if symbol in ledger.positions:
+        ledger.positions[symbol] *= ratio
     if (plan := ledger.plans.get(symbol)) is not None:
         ledger.plans[symbol] = Plan(plan.entry / ratio, plan.risk / ratio, plan.stop / ratio, plan.stage, plan.quantity * ratio)
     for lot in ledger.lots:
-        if lot.symbol == symbol and lot.left > 0:
+        if lot.symbol == symbol:
             lot.quantity, lot.left, lot.price = lot.quantity * ratio, lot.left * ratio, lot.price / ratio
+    for order in ledger.orders.values():  # also those that are over: what was paid is compared with what it was decided at
+        if order["symbol"] == symbol:
+            order.update({name: order[name] * ratio for name in ("quantity", "filled")} | {name: order[name] / ratio for name in ("limit", "stop", "risk", "price", "average") if order.get(name) is not None})
 
 
 def _adopted(ledger: Ledger, event: Event) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock_time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -243,6 +244,103 @@ def test_an_id_cannot_be_used_twice():
     with pytest.raises(Repeated):
         world.session(pw.Turn(wishes=[pw.Wish("CCC", share=0.05), pw.Wish("BBB", share=0.05, again=True)]))
     assert sent == len(world.broker.book["orders"]) == 1
+
+
+# --- what a new vintage of the bars changes ------------------------------------------------------------------------------
+
+def closes_of(symbols: tuple[str, ...] = ("AAA",)) -> np.ndarray:
+    return 50 * np.cumprod(1 + 0.01 * np.random.default_rng(3).normal(size=(len(pw.DAYS), len(symbols))), axis=0)
+
+
+def bars_to(close: np.ndarray, rows: int, symbols: tuple[str, ...] = ("AAA",)) -> Market:
+    """A vintage of so many sessions, as on the evening of the last of them."""
+    grid = close[:rows].copy()
+    return Market(pw.DAYS[:rows].to_numpy().astype("datetime64[D]"), symbols, grid, grid * 1.001, grid * 0.999, grid, np.full(grid.shape, 1e7), {s: f"sector {s}" for s in symbols},
+                  datetime.combine(pw.DAYS[rows].date(), clock_time(14, 30), UTC))
+
+
+def words_of(market: Market, buy: float = 0.7, sell: float = 0.1, abstain: bool = False) -> pd.DataFrame:
+    return pd.DataFrame({"symbol": list(market.symbols), "proba_sell": sell, "proba_hold": 1 - buy - sell, "proba_buy": buy, "abstain": abstain})
+
+
+class Evenings:
+    """A desk at a simulated broker, evening after evening, each with the vintage of that evening."""
+
+    def __init__(self, broker: object = None, switch: KillSwitch | None = None, **paper: float) -> None:
+        self.settings, self.journal, self.switch = Settings(paper=paper), MemoryJournal(), switch
+        self.broker = broker or SimulatedBroker(bars_to(closes_of(), 79), self.settings.paper)
+        self.desk: Desk | None = None
+
+    def step(self, market: Market, words: pd.DataFrame | None = None, model: Model = pw.GOOD) -> dict:
+        day = market.day(len(market.sessions) - 1)
+        if isinstance(self.broker, SimulatedBroker):
+            self.broker = SimulatedBroker(market, self.settings.paper, book=json.loads(json.dumps(self.broker.book)))
+        self.desk = Desk("main", self.broker, self.journal, self.settings, clock=Clock(datetime.combine(day, clock_time(22), UTC)), switch=self.switch)
+        return self.desk.step(Known(day, market, words_of(market) if words is None else words, day, model))
+
+    def lines(self, kind: str) -> list[Event]:
+        return [one for one in self.journal.events if one.kind == kind]
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.1, 1.01, 0.99, 1.03], ids=["4:1 split", "1:10 reverse split", "revised up", "revised down", "dividend"])
+@pytest.mark.parametrize("waiting", ["sale", "stop", "nothing held"])
+def test_a_new_vintage_changes_no_value_and_sells_nothing(ratio, waiting):
+    """Position, stop and open orders go with the prices: the log and the broker agree, nothing is sold short, and no stop is touched by a price of another scale."""
+    close, evenings = closes_of(), Evenings()
+    evenings.step(bars_to(close, 80))
+    if waiting != "nothing held":
+        market = bars_to(close, 81)
+        evenings.step(market, words_of(market, 0.1, 0.7) if waiting == "sale" else words_of(market, abstain=True))
+        assert evenings.desk.ledger.positions["AAA"] > 100
+    rows = len(evenings.broker.market.sessions)
+    before, ordered = dict(evenings.desk.ledger.positions), list(evenings.desk.ledger.pending())[-1]
+    asked, worth = evenings.desk.ledger.orders[ordered]["quantity"], evenings.desk.ledger.last_equity()
+    revised = close / ratio
+    revised[rows] = revised[rows - 1] * 1.001
+    market = bars_to(revised, rows + 1)
+    told = evenings.step(market, words_of(market, abstain=True))
+    ledger, positions = evenings.desk.ledger, evenings.broker.positions()
+    assert told["state"] == "ACTIVE" and [one.details["ratio"] for one in evenings.lines("adjusted")] == [pytest.approx(ratio)]
+    assert ledger.positions == pytest.approx(positions) and all(shares > 0 for shares in positions.values())
+    assert told["equity"] == pytest.approx(worth, rel=0.003)
+    order = ledger.orders[ordered]
+    assert order["quantity"] == pytest.approx(asked * ratio) and order["status"] == ("expired" if waiting == "stop" else "filled")
+    assert positions == pytest.approx({"sale": {}, "stop": {"AAA": before.get("AAA", 0.0) * ratio}, "nothing held": {"AAA": asked * ratio}}[waiting])
+    if waiting == "sale":  # both ends of the trade are told in the same shares
+        lot, bought = ledger.lots[0], ledger.orders[ledger.lots[0].order]
+        assert lot.left == 0 and lot.price == pytest.approx(bought["average"]) and bought["filled"] == pytest.approx(lot.quantity) and 0.9 < lot.got / lot.quantity / bought["price"] < 1.1
+
+
+def test_a_bar_that_comes_late_is_no_split():
+    """No bar of AAA on one evening; on the next both are there, 10 % higher: the account has earned that."""
+    close, evenings = closes_of(("AAA", "BBB")), Evenings()
+    close[81:, 0] = close[80, 0] * 1.10
+    both = ("AAA", "BBB")
+    evenings.step(bars_to(close, 80, both), words_of(bars_to(close, 80, both)).iloc[:1])
+    evenings.step(bars_to(close, 81, both), words_of(bars_to(close, 81, both), abstain=True))
+    shares = evenings.desk.ledger.positions["AAA"]
+    late = close.copy()
+    late[81, 0] = np.nan
+    silent = words_of(bars_to(close, 81, both), abstain=True)
+    evenings.step(bars_to(late, 82, both), silent)
+    before = evenings.broker.money().equity
+    evenings.step(bars_to(close, 83, both), silent)
+    assert evenings.lines("adjusted") == [] and shares > 100
+    sold = sum(one["filled"] for one in evenings.desk.ledger.orders.values() if one["side"] == "sell" and one["symbol"] == "AAA")
+    assert evenings.broker.positions().get("AAA", 0.0) + sold == shares
+    assert evenings.broker.money().equity - before == pytest.approx(shares * close[80, 0] * 0.10, rel=0.05)
+
+
+def test_a_book_of_an_older_version_is_read():
+    """It has no days: its prices are taken for those of its session."""
+    close, evenings = closes_of(), Evenings()
+    evenings.step(bars_to(close, 80))
+    evenings.step(bars_to(close, 81), words_of(bars_to(close, 81), abstain=True))
+    shares = evenings.desk.ledger.positions["AAA"]
+    del evenings.broker.book["days"]
+    market = bars_to(close / 2, 82)
+    evenings.step(market, words_of(market, abstain=True))
+    assert evenings.broker.positions() == pytest.approx({"AAA": 2 * shares}) and evenings.broker.book["days"]["AAA"] == str(market.day(81))
 
 
 # --- the log in the store ------------------------------------------------------------------------------------------------
