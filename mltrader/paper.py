@@ -53,6 +53,11 @@ class Known:
     predicted: date | None
     model: Model
 
+    @property
+    def due(self) -> datetime | None:
+        """The open that orders of this session are meant for; None if it is not known."""
+        return self.market.opens_after(self.market.at(self.session))
+
 
 @dataclass(frozen=True, eq=False)
 class Tape:
@@ -226,7 +231,7 @@ class Desk:
             escalated = look_at_account(self, known, tape)
             if self.ledger.decided != session:
                 decide(self, known, tape, escalated)
-            send(self, session)
+            send(self, session, known.due)
             self.log(self.note("done", session, session.isoformat()))
         return self.told(session)
 
@@ -306,7 +311,7 @@ def measure(tape: Tape, ledger: Ledger, confidence: float) -> dict[str, float]:
 # %% ../nbs/71_paper.ipynb #72c6ef76
 def facts_of(desk: Desk, known: Known, tape: Tape) -> Facts:
     """What the rules look at, before the first order of the session."""
-    ledger, symbols, hours = desk.ledger, known.market.symbols, desk.broker.hours()
+    ledger, symbols, hours, due = desk.ledger, known.market.symbols, desk.broker.hours(), known.due
     costs, (_, equity, cash, _) = desk.settings.backtest, ledger.marks[-1]
 
     def by_symbol(values: np.ndarray) -> dict[str, float]:
@@ -314,7 +319,7 @@ def facts_of(desk: Desk, known: Known, tape: Tape) -> Facts:
 
     pending = [one for one in ledger.pending().values() if one["session"] != known.session]  # of a session whose orders are not over yet
     return Facts(
-        known.session, hours.now, hours.next_open, equity, cash, ledger.last_equity(known.session), ledger.peak, dict(ledger.positions), by_symbol(tape.price), by_symbol(tape.previous),
+        known.session, hours.now, hours.next_open if due is not None and due >= hours.now else due, equity, cash, ledger.last_equity(known.session), ledger.peak, dict(ledger.positions), by_symbol(tape.price), by_symbol(tape.previous),
         by_symbol(tape.age), by_symbol(tape.volume), dict(known.market.sectors),
         buying={one["symbol"]: one["quantity"] * (one["limit"] or np.nan) for one in pending if one["side"] == "buy"},
         selling={one["symbol"]: one["quantity"] for one in pending if one["side"] == "sell"},
@@ -343,14 +348,18 @@ def ruling(desk: Desk, session: date, order: Order, said: Objection) -> Event:
     return desk.note("ruling", session, None, order.symbol, rule=said.rule, action=said.action, reason=said.reason, side=order.side, wanted=order.quantity, left=quantity)
 
 
-def send(desk: Desk, session: date) -> None:
-    """Send the session's orders that the broker does not have; while the account is HALTED, withhold them and cancel what is open."""
-    for name, mine in list(desk.ledger.pending().items()):
+def send(desk: Desk, session: date, due: datetime | None = None) -> None:
+    """Send the session's orders that the broker does not have, unless the open they were meant for (`due`) has passed; while the account is HALTED, withhold them and cancel what is open."""
+    pending = list(desk.ledger.pending().items())
+    late = due is not None and any(mine["status"] == "new" for _, mine in pending) and desk.broker.hours().now > due
+    for name, mine in pending:
         if desk.halted(session):
             if mine["status"] == "open":
                 desk.broker.cancel(name)
             else:
                 desk.log(desk.note("withheld", session, name, mine["symbol"], reason=f"HALTED: {', '.join(desk.ledger.causes)}"))
+        elif mine["status"] == "new" and late:
+            desk.log(desk.note("withheld", session, name, mine["symbol"], reason=f"the open of {due:%Y-%m-%d %H:%M} UTC had passed before it was sent"))
         elif mine["status"] == "new":
             desk.log(deliver(desk, session, Order(name, mine["session"], *(mine[part] for part in ("symbol", "side", "quantity", "kind", "limit", "stop", "reason", "risk")))))
 

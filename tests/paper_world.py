@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from datetime import time as clock_time
 from typing import Any
 
 import numpy as np
@@ -215,7 +216,7 @@ class World:
         draw = np.random.default_rng(seed)
         self.close = 50 * np.cumprod(1 + 0.01 * draw.normal(size=(PAST, 5)), axis=0)
         volume = np.tile([1e6, 2e3, 1e6, 1e6, np.nan], (PAST, 1))
-        self.market = Market(DAYS[:PAST].to_numpy().astype("datetime64[D]"), SYMBOLS, self.close.copy(), self.close * 1.001, self.close * 0.999, self.close.copy(), volume, SECTORS)
+        self.market = Market(DAYS[:PAST].to_numpy().astype("datetime64[D]"), SYMBOLS, self.close.copy(), self.close * 1.001, self.close * 0.999, self.close.copy(), volume, SECTORS, self.opens(PAST))
         self.closes, self.closes_before = dict(zip(SYMBOLS, self.close[-1], strict=True)), {}
         self.turn, self.talks, self.stopped, self.tampered = Turn(), -1, False, False
         self.today = self.market.day(PAST - 1)
@@ -225,6 +226,11 @@ class World:
         self.broker = Witness(self)
         self.broker.advance(self.today)
         self.desk = self.new_desk()
+
+    @staticmethod
+    def opens(row: int) -> datetime:
+        """When the session of a row opens."""
+        return datetime.combine(DAYS[row].date(), clock_time(14, 30), UTC)
 
     def row_of(self, session: date) -> int:
         return self.market.at(session)
@@ -262,7 +268,7 @@ class World:
         lines = {"open": opened, "high": np.maximum(opened, close) * 1.001, "low": np.minimum(opened, close) * 0.999, "close": close, "volume": self.market.volume[0]}
         grids = {name: np.vstack([getattr(self.market, name), np.where(has, line, np.nan)]) for name, line in lines.items()}
         assert len(last) == 5
-        self.market = Market(DAYS[:row + 1].to_numpy().astype("datetime64[D]"), SYMBOLS, **grids, sectors=SECTORS)
+        self.market = Market(DAYS[:row + 1].to_numpy().astype("datetime64[D]"), SYMBOLS, **grids, sectors=SECTORS, after=self.opens(row + 1))
         self.closes_before = dict(self.closes)
         self.closes = {**self.closes, **{s: c for s, c, there in zip(SYMBOLS, close, has, strict=True) if there}}
         self.turn, self.today, self.broker.market = turn, self.market.day(row), self.market

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mltrader import safeguards
 from mltrader import store as db
-from mltrader.brokers import AlpacaBroker, DuplicateOrder, Hours, Market, Money, OrderRefused, SimulatedBroker
+from mltrader.brokers import AlpacaBroker, DuplicateOrder, Hours, Market, Money, OrderRefused, OrderState, SimulatedBroker
 from mltrader.config import PaperSettings, Settings
 from mltrader.core import Clock, ConfigError, IntegrityError, VendorError
 from mltrader.ledger import Event, KillSwitch, Ledger, LogMoved, MemoryJournal, Repeated, StoreJournal
@@ -343,6 +343,94 @@ def test_a_book_of_an_older_version_is_read():
     assert evenings.broker.positions() == pytest.approx({"AAA": 2 * shares}) and evenings.broker.book["days"]["AAA"] == str(market.day(81))
 
 
+# --- a broker whose market goes on by itself -----------------------------------------------------------------------------
+
+class Remote:
+    """A broker with a clock of its own, in memory."""
+
+    real_money = False
+
+    def __init__(self) -> None:
+        self.now = self.next_open = NIGHT
+        self.book: dict[str, list] = {}  # order, filled, average, status
+        self.held: dict[str, float] = {}
+        self.answers, self.hand = True, []
+
+    def at(self, market: Market, hour: int = 22) -> Market:
+        """Let it be the evening of the last session."""
+        self.now, self.next_open = datetime.combine(market.day(len(market.sessions) - 1), clock_time(hour), UTC), market.after
+        return market
+
+    def fills(self, price: dict[str, float]) -> None:
+        """The open: what waits for it is filled; stops are not touched, and expire."""
+        for line in self.book.values():
+            if line[3] == "open":
+                order = line[0]
+                if order.kind == "stop":
+                    line[3] = "expired"
+                    continue
+                line[1:] = [order.quantity, price[order.symbol], "filled"]
+                self.held[order.symbol] = self.held.get(order.symbol, 0.0) + (1 if order.side == "buy" else -1) * order.quantity
+        self.held = {symbol: shares for symbol, shares in self.held.items() if shares}
+
+    def advance(self, session: date) -> None:
+        return
+
+    def submit(self, order: Order) -> None:
+        if not self.answers:
+            raise VendorError("It does not answer.")
+        self.book[order.client_order_id] = [order, 0.0, 0.0, "open"]
+
+    def cancel(self, client_order_id: str) -> None:
+        if self.book.get(client_order_id, [0] * 4)[3] == "open":
+            self.book[client_order_id][3] = "canceled"
+
+    def orders(self, since: date) -> list[OrderState]:
+        return [OrderState(name, o.symbol, o.side, o.quantity, *rest) for name, (o, *rest) in self.book.items()] + self.hand
+
+    def positions(self) -> dict[str, float]:
+        return dict(self.held)
+
+    def money(self) -> Money:
+        return Money(100_000.0, 100_000.0)
+
+    def hours(self) -> Hours:
+        return Hours(self.now, self.next_open)
+
+    def adjustments(self) -> list:
+        return []
+
+
+def test_old_bars_are_not_traded_on():
+    """The panel ends where the vendor left it, and the broker is days further: nothing goes out, not even with an open in sight."""
+    broker, close = Remote(), closes_of()
+    evenings = Evenings(broker)
+    market = broker.at(bars_to(close, 80))
+    broker.now += timedelta(days=3)
+    broker.next_open = broker.now + timedelta(hours=16.5)
+    told = evenings.step(market)
+    assert (told["sent"], broker.book) == (0, {}) and {one.details["reason"] for one in evenings.lines("ruling")} == {"the open has passed"}
+    assert evenings.step(broker.at(bars_to(close, 81)))["sent"] == 1  # the next session's bars in time: it goes on
+    unknown = Evenings(Remote())
+    told = unknown.step(replace(unknown.broker.at(bars_to(close, 80)), after=None))
+    assert told["sent"] == 0 and {one.details["reason"] for one in unknown.lines("ruling")} == {"nobody knows when the market opens"}
+
+
+@pytest.mark.parametrize(("hours", "status"), [(1, "open"), (72, "withheld")])
+def test_an_order_that_was_not_sent_waits_for_its_open_and_no_longer(hours, status):
+    """The broker does not answer on the evening; the step is repeated."""
+    broker = Remote()
+    evenings, market = Evenings(broker), broker.at(bars_to(closes_of(), 80))
+    broker.answers = False
+    with pytest.raises(VendorError):
+        evenings.step(market)
+    broker.answers, broker.now = True, broker.now + timedelta(hours=hours)
+    broker.next_open = broker.now + timedelta(hours=16)
+    evenings.step(market)
+    assert [one["status"] for one in evenings.desk.ledger.orders.values()] == [status] and len(broker.book) == (status == "open")
+    assert [one.details["reason"][:12] for one in evenings.lines("withheld")] == ["the open of "] * (status == "withheld")
+
+
 # --- the log in the store ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -409,7 +497,6 @@ def test_a_halt_between_two_orders(store, tmp_path):
             halt(StoreJournal(store, "main"), switch, "somebody pressed it", Clock(NIGHT))
 
     broker.submit = submit_and_halt
-    broker.hours = lambda: Hours(NIGHT, NIGHT + timedelta(hours=20))
     desk = Desk("main", broker, journal, Settings(paper=pw.CAPS), clock=Clock(NIGHT), switch=switch, planner=lambda *given: (orders, []))
     frame = pd.DataFrame({"symbol": ["AAA"], "proba_sell": 0.2, "proba_hold": 0.2, "proba_buy": 0.6, "abstain": False})
     told = desk.step(Known(market.day(39), market, frame, market.day(39), pw.GOOD))
@@ -619,7 +706,8 @@ def test_an_order_in_doubt_at_alpaca_is_asked_for(alpaca, tmp_path):
     session = market.day(39)
     order = Order(order_id("main", session, "AAA", "buy"), session, "AAA", "buy", 50.0, limit=float(market.close[-1, 0]) * 1.02, risk=1.0)
     broker = AlpacaBroker(PaperSettings(url=alpaca.url), wait=0.01)
-    broker.hours = lambda: Hours(NIGHT, NIGHT + timedelta(hours=20))
+    evening = datetime.combine(session, clock_time(22), UTC)
+    broker.hours = lambda: Hours(evening, evening + timedelta(hours=16.5))
     desk = Desk("main", broker, MemoryJournal(), Settings(), clock=Clock(NIGHT), switch=KillSwitch(tmp_path), planner=lambda *given: ([order], []))
     frame = pd.DataFrame({"symbol": ["AAA"], "proba_sell": 0.2, "proba_hold": 0.2, "proba_buy": 0.6, "abstain": False})
     alpaca.deaf = True
