@@ -946,14 +946,15 @@ def paper_start(
         return
     while True:
         store, desk, market = _desk(account, broker, shadow, live_orders)
-        done = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
+        done, waits = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
         labels = paper.labels_at_hand()
         learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
         if registry.champion(store) is None:
             watermark = "SHADOW, simulated money. " * desk.shadow + "There is no champion, so nothing is bought. "
         else:
             watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " * desk.shadow
-        say({"account": account, "shadow": desk.shadow, "steps": done, "attributed": learned}, as_json, watermark + ("\n".join(map(_paper_words, done)) if done else f"Nothing is due: {desk.ledger.done} is done."))
+        words = [*map(_paper_words, done), *([waits] if waits else [])] or [f"Nothing is due: {desk.ledger.done} is done."]
+        say({"account": account, "shadow": desk.shadow, "steps": done, "waits": waits, "attributed": learned}, as_json, watermark + "\n".join(words))
         if not follow:
             return
         Pause().wait(load_settings().paper.poll_seconds)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAIN', 'Known', 'Tape', 'read_tape', 'plan_orders', 'Desk', 'reconcile', 'look_at_account', 'measure', 'facts_of',
            'decide', 'ruling', 'send', 'deliver', 'halt', 'resume', 'champion_model', 'known_of', 'sessions_due',
-           'StoredBook', 'opens_after', 'market_of', 'open_desk', 'trade', 'cancel_open', 'status_of', 'attributions',
-           'attribute', 'labels_at_hand']
+           'StoredBook', 'opens_after', 'market_of', 'open_desk', 'left_for_later', 'trade', 'cancel_open', 'status_of',
+           'attributions', 'attribute', 'labels_at_hand']
 
 # %% ../nbs/71_paper.ipynb #22aa1906
 from collections.abc import Callable, Mapping, Sequence
@@ -520,13 +520,28 @@ def open_desk(store: Store, settings: Settings, market: Market, account: str = M
     return Desk(account, theirs, StoreJournal(store, account), settings, shadow, clock, KillSwitch(home() / "paper"))
 
 
-def trade(desk: Desk, store: Store, market: Market, artifacts: ArtifactStore) -> list[dict[str, Any]]:
-    """Step through the sessions that are due; what each came to."""
-    model = champion_model(store, artifacts)
+def left_for_later(desk: Desk, known: Known) -> bool:
+    """Whether a session waits for the prediction that it has not: a simulated broker can, until the panel has a later one; a market that goes on by itself leaves time until an hour before its open."""
+    if known.model.version is None or known.predicted is not None:
+        return False
+    return isinstance(desk.broker, SimulatedBroker) or (known.due is not None and known.due - desk.clock.now() > timedelta(hours=1))
+
+
+def trade(desk: Desk, store: Store, market: Market, artifacts: ArtifactStore) -> tuple[list[dict[str, Any]], str | None]:
+    """Step through the sessions that are due.
+
+    Returns
+    -------
+    steps, waits
+        What each came to; what the last session waits for, None if for nothing.
+    """
+    model, waits = champion_model(store, artifacts), None
     due = sessions_due(desk.ledger, market, not isinstance(desk.broker, SimulatedBroker))
+    if due and left_for_later(desk, known_of(store, model, market, due[-1])):
+        waits = f"{desk.account} waits for the champion's prediction of {due.pop()}: `mltrader predict`, or `mltrader monitor`, makes it."
     if not due and desk.ledger.done is not None and desk.halted(desk.ledger.done):
         send(desk, desk.ledger.done)  # which cancels what is open
-    return [desk.step(known_of(store, model, market, session)) for session in due]
+    return [desk.step(known_of(store, model, market, session)) for session in due], waits
 
 
 def cancel_open(store: Store, settings: Settings, account: str) -> int:

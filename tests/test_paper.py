@@ -431,6 +431,50 @@ def test_an_order_that_was_not_sent_waits_for_its_open_and_no_longer(hours, stat
     assert [one.details["reason"][:12] for one in evenings.lines("withheld")] == ["the open of "] * (status == "withheld")
 
 
+def trades(monkeypatch, evenings: Evenings, market: Market, said: set[date], hour: int = 22) -> tuple[list[dict], str | None]:
+    """`paper.trade` on an evening on which the champion has spoken of some sessions."""
+    from mltrader import paper
+
+    day = market.day(len(market.sessions) - 1)
+    monkeypatch.setattr(paper, "champion_model", lambda *given: pw.GOOD)
+    monkeypatch.setattr(paper, "known_of", lambda store, model, market, session: Known(session, market, words_of(market)[:99 * (session in said)], session if session in said else None, model))
+    if isinstance(evenings.broker, SimulatedBroker):
+        evenings.broker = SimulatedBroker(market, evenings.settings.paper, book=evenings.broker.book)
+    evenings.desk = Desk("main", evenings.broker, evenings.journal, evenings.settings, clock=Clock(datetime.combine(day, clock_time(hour), UTC)), switch=evenings.switch)
+    return paper.trade(evenings.desk, None, market, None)
+
+
+def test_a_session_waits_for_its_prediction(monkeypatch):
+    """`start` before `monitor` does not use the session up; a later session lets it be stepped without, once."""
+    close, evenings = closes_of(), Evenings()
+    first, second, third = (bars_to(close, rows) for rows in (80, 81, 82))
+    one, two, three = (market.day(len(market.sessions) - 1) for market in (first, second, third))
+    steps, waits = trades(monkeypatch, evenings, first, set())
+    assert steps == [] and evenings.desk.ledger.done is None and waits == f"main waits for the champion's prediction of {one}: `mltrader predict`, or `mltrader monitor`, makes it."
+    steps, waits = trades(monkeypatch, evenings, first, {one})
+    assert [told["sent"] for told in steps] == [1] and waits is None
+    steps, waits = trades(monkeypatch, evenings, second, {one})
+    assert steps == [] and f"prediction of {two}" in waits
+    steps, waits = trades(monkeypatch, evenings, third, {one, three})  # the second one's never came
+    assert [told["session"] for told in steps] == [two, three] and waits is None and evenings.desk.ledger.positions["AAA"] > 0
+    assert [order["reason"] for order in evenings.desk.ledger.orders.values()][:2] == ["entry", "stop"]  # which is looked after meanwhile
+
+
+def test_a_real_market_is_not_waited_for_beyond_its_open(monkeypatch):
+    """An hour before the open, sales and stops go out without the prediction; earlier, it may still come."""
+    broker, close = Remote(), closes_of()
+    evenings = Evenings(broker)
+    market = broker.at(bars_to(close, 80))
+    assert trades(monkeypatch, evenings, market, {market.day(79)})[0][0]["sent"] == 1
+    broker.fills({"AAA": close[80, 0]})
+    market = broker.at(bars_to(close, 81))
+    steps, waits = trades(monkeypatch, evenings, market, set())
+    assert steps == [] and waits
+    late = replace(market, after=datetime.combine(market.day(80), clock_time(22, 50), UTC))
+    steps, waits = trades(monkeypatch, evenings, late, set())
+    assert [told["sent"] for told in steps] == [1] and waits is None and [one[0].kind for one in broker.book.values()] == ["open", "stop"]
+
+
 # --- the log in the store ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
@@ -759,6 +803,11 @@ def test_the_commands(tmp_path, monkeypatch):
     assert CliRunner().invoke(app, ["paper", "start"]).stdout.startswith("SHADOW, simulated money. There is no champion, so nothing is bought. Nothing is due")
     with pytest.raises(ConfigError, match="was opened with broker simulated and --shadow"):
         call("start", "--no-shadow")
+    with monkeypatch.context() as crowned:
+        crowned.setattr("mltrader.paper.champion_model", lambda *given: pw.GOOD)
+        waiting = call("start", "--account", "second", "--shadow")
+        assert waiting["steps"] == [] and waiting["waits"].startswith(f"second waits for the champion's prediction of {days[-1].date()}: `mltrader predict`")
+        assert "second waits for" in CliRunner().invoke(app, ["paper", "start", "--account", "second"]).stdout
     assert call("halt", "--dry-run")["halted"] is False and not (tmp_path / "paper" / "HALT").exists()
     call("halt", "--reason", "a test")
     status = call("status")
