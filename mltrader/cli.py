@@ -994,9 +994,9 @@ def paper_halt(reason: Annotated[str, typer.Option(help="Why; recorded with it."
             try:
                 canceled += paper.cancel_open(store, load_settings(), name)
             except MltraderError as error:
-                faults.append(f"Open orders of {name} could not be canceled: {error}")
+                faults.append(f"Open orders of {name} could not be withdrawn: {error}")
     say({"halted": not dry_run, "file": str(switch.path), "canceled": canceled, "faults": faults}, as_json,
-        "\n".join([f"{'Would halt' if dry_run else 'Halted'}: {switch.path}; {canceled} open orders canceled. `mltrader paper resume` lets it go on.", *faults]))
+        "\n".join([f"{'Would halt' if dry_run else 'Halted'}: {switch.path}; the withdrawal of {canceled} orders was asked for. `mltrader paper resume` lets it go on.", *faults]))
 
 # %% ../nbs/90_cli.ipynb #d39c7714
 @paper_app.command("resume")

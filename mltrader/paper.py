@@ -350,18 +350,19 @@ def ruling(desk: Desk, session: date, order: Order, said: Objection) -> Event:
 
 def send(desk: Desk, session: date, due: datetime | None = None) -> None:
     """Send the session's orders that the broker does not have, unless the open they were meant for (`due`) has passed; while the account is HALTED, withhold them and cancel what is open."""
-    pending = list(desk.ledger.pending().items())
-    late = due is not None and any(mine["status"] == "new" for _, mine in pending) and desk.broker.hours().now > due
-    for name, mine in pending:
+    new = [(name, mine) for name, mine in desk.ledger.pending().items() if mine["status"] == "new"]
+    late = due is not None and bool(new) and desk.broker.hours().now > due
+    for name, mine in new:
         if desk.halted(session):
-            if mine["status"] == "open":
-                desk.broker.cancel(name)
-            else:
-                desk.log(desk.note("withheld", session, name, mine["symbol"], reason=f"HALTED: {', '.join(desk.ledger.causes)}"))
-        elif mine["status"] == "new" and late:
+            desk.log(desk.note("withheld", session, name, mine["symbol"], reason=f"HALTED: {', '.join(desk.ledger.causes)}"))
+        elif late:
             desk.log(desk.note("withheld", session, name, mine["symbol"], reason=f"the open of {due:%Y-%m-%d %H:%M} UTC had passed before it was sent"))
-        elif mine["status"] == "new":
+        else:
             desk.log(deliver(desk, session, Order(name, mine["session"], *(mine[part] for part in ("symbol", "side", "quantity", "kind", "limit", "stop", "reason", "risk")))))
+    if desk.halted(session) and (names := list(desk.ledger.pending())):  # it may have been halted while the last one went out
+        for name in names:
+            desk.broker.cancel(name)
+        reconcile(desk, session)
 
 
 def deliver(desk: Desk, session: date, order: Order) -> Event:
@@ -545,12 +546,12 @@ def trade(desk: Desk, store: Store, market: Market, artifacts: ArtifactStore) ->
 
 
 def cancel_open(store: Store, settings: Settings, account: str) -> int:
-    """Withdraw the open orders of an account, without bars and without a desk; returns how many were asked for."""
+    """Ask the broker to withdraw the orders of an account that are not over, without bars and without a desk; returns how many. One of them may be on its way, known to the broker and not yet to the log as sent."""
     with store.read() as conn:
         row = db.paper_account(conn, account)
     book = StoredBook(store, account)
     broker = AlpacaBroker(settings.paper, live_flag=True) if row is not None and row["broker"] == "alpaca" else SimulatedBroker(NO_MARKET, settings.paper, book=book.book, keep=book.keep)
-    names = [name for name, order in Ledger().apply(StoreJournal(store, account).read()).pending().items() if order["status"] == "open"]
+    names = list(Ledger().apply(StoreJournal(store, account).read()).pending())
     for name in names:
         broker.cancel(name)
     return len(names)

@@ -527,8 +527,9 @@ def test_two_writers_of_one_log(store):
         Ledger().apply(one.read()[1:] or [Event("state", NIGHT, seq=2)])
 
 
-def test_a_halt_between_two_orders(store, tmp_path):
-    """An operator halts while a step is sending: what was not sent is withheld, what is open is canceled."""
+@pytest.mark.parametrize(("pressed_at", "sent"), [("AAA", 1), ("CCC", 2), ("EEE", 3)])
+def test_a_halt_between_two_orders(store, tmp_path, pressed_at, sent):
+    """An operator halts while a step is sending: what was not sent is withheld, what is open is canceled, also the last one."""
     market = pw.World().market
     switch, journal = KillSwitch(tmp_path), StoreJournal(store, "main")
     broker = SimulatedBroker(market, pw.CAPS)
@@ -537,15 +538,15 @@ def test_a_halt_between_two_orders(store, tmp_path):
 
     def submit_and_halt(order: Order) -> None:
         submit(order)
-        if order.symbol == "AAA":
+        if order.symbol == pressed_at:
             halt(StoreJournal(store, "main"), switch, "somebody pressed it", Clock(NIGHT))
 
     broker.submit = submit_and_halt
     desk = Desk("main", broker, journal, Settings(paper=pw.CAPS), clock=Clock(NIGHT), switch=switch, planner=lambda *given: (orders, []))
     frame = pd.DataFrame({"symbol": ["AAA"], "proba_sell": 0.2, "proba_hold": 0.2, "proba_buy": 0.6, "abstain": False})
     told = desk.step(Known(market.day(39), market, frame, market.day(39), pw.GOOD))
-    assert (told["state"], told["sent"], told["withheld"]) == ("HALTED", 1, 2)
-    assert [one["symbol"] for one in broker.book["orders"]] == ["AAA"]
+    assert (told["state"], told["sent"], told["withheld"]) == ("HALTED", sent, 3 - sent)
+    assert [one["status"] for one in broker.book["orders"]] == ["canceled"] * sent and desk.ledger.pending() == {}
     switch.release()  # the log halts it as well
     assert Desk("main", broker, StoreJournal(store, "main"), Settings(paper=pw.CAPS), clock=Clock(NIGHT), switch=switch).halted(None)
     resume(desk)
@@ -832,6 +833,30 @@ def test_halting_cancels_what_is_open(tmp_path):
     assert len(open_now) >= 2 and cancel_open(store, Settings(), "main") == len(open_now)
     with store.read() as conn:
         assert {one["id"] for one in db.read_book(conn, "main")[1]["orders"] if one["status"] == "canceled"} == set(open_now)
+
+
+def test_halting_cancels_what_is_not_yet_known_to_be_open(tmp_path):
+    """The process died between the broker's yes and the log's line; an id that the broker does not know is no fault."""
+    from mltrader.paper import StoredBook, cancel_open
+
+    store, market = Store(f"sqlite:///{tmp_path}/paper.db"), bars_to(closes_of(("AAA", "BBB")), 80, ("AAA", "BBB"))
+    with store.write() as conn:
+        db.open_account(conn, "main", "simulated", False, 100_000.0, {}, Clock(NIGHT))
+    book = StoredBook(store, "main")
+    broker = SimulatedBroker(market, PaperSettings(), book=book.book, keep=book.keep)
+    submit = broker.submit
+
+    def submit_and_die(order: Order) -> None:
+        submit(order)
+        raise pw.Died
+
+    broker.submit = submit_and_die
+    with pytest.raises(pw.Died):
+        Desk("main", broker, StoreJournal(store, "main"), Settings(), clock=Clock(NIGHT)).step(Known(market.day(79), market, words_of(market), market.day(79), pw.GOOD))
+    halt(StoreJournal(store, "main"), KillSwitch(tmp_path), "stop", Clock())
+    assert cancel_open(store, Settings(), "main") == 2  # one is there, the other was never sent
+    with store.read() as conn:
+        assert [one["status"] for one in db.read_book(conn, "main")[1]["orders"]] == ["canceled"]
 
 
 @pytest.mark.parametrize(("fail", "halted"), [("commit:before#2", True), ("rename:after#1", True), ("rename:before#1", False)])
