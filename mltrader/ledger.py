@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FINAL', 'APPLY', 'LogMoved', 'Repeated', 'Event', 'Journal', 'MemoryJournal', 'StoreJournal', 'Lot', 'Ledger',
-           'KillSwitch']
+           'differing', 'KillSwitch']
 
 # %% ../nbs/70c_ledger.ipynb #047f085e
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +122,8 @@ class Ledger:
     ----------
     orders : dict of dict
         By id: what was decided, with `filled` and `status` (new, open, or one of `FINAL`).
+    known : set of str
+        Orders of the broker that nobody here decided, and a person accepted.
     positions, plans, lots
         Shares by symbol; when each is left; purchases, oldest first.
     causes, level, before, calm, governed
@@ -135,6 +137,7 @@ class Ledger:
     capital: float = 0.0
     peak: float = 0.0
     orders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
     positions: dict[str, float] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     lots: list[Lot] = field(default_factory=list)
@@ -172,6 +175,11 @@ class Ledger:
             APPLY[event.kind](self, event)
             self.seq = event.seq
         return self
+
+
+def differing(mine: Mapping[str, float], their: Mapping[str, float]) -> list[str]:
+    """Symbols of which two accounts do not hold the same, but for rounding."""
+    return [symbol for symbol in sorted({*mine, *their}) if abs((held := mine.get(symbol, 0.0)) - their.get(symbol, 0.0)) > 1e-6 * max(1.0, abs(held))]
 
 # %% ../nbs/70c_ledger.ipynb #d4cf46b7
 def _opened(ledger: Ledger, event: Event) -> None:
@@ -253,10 +261,12 @@ def _adjusted(ledger: Ledger, event: Event) -> None:
 
 
 def _adopted(ledger: Ledger, event: Event) -> None:
-    ledger.positions = {symbol: float(shares) for symbol, shares in event.details["positions"].items()}
-    ledger.plans = {symbol: plan for symbol, plan in ledger.plans.items() if symbol in ledger.positions}
-    for lot in ledger.lots:  # nobody knows what became of them
-        lot.left = 0.0
+    before, ledger.positions = ledger.positions, {symbol: float(shares) for symbol, shares in event.details["positions"].items()}
+    changed = differing(before, ledger.positions)  # nobody knows what became of them; the others go on as they were
+    ledger.plans = {symbol: plan for symbol, plan in ledger.plans.items() if symbol not in changed}
+    for lot in ledger.lots:
+        lot.left = 0.0 if lot.symbol in changed else lot.left
+    ledger.known |= set(event.details.get("known", ()))
     for order in ledger.pending().values():
         order["status"] = "withheld" if order["status"] == "new" else "canceled"
 

@@ -475,6 +475,70 @@ def test_a_real_market_is_not_waited_for_beyond_its_open(monkeypatch):
     assert [told["sent"] for told in steps] == [1] and waits is None and [one[0].kind for one in broker.book.values()] == ["open", "stop"]
 
 
+def bought(symbols: tuple[str, ...] = ("AAA", "BBB")) -> tuple[Evenings, Remote, np.ndarray]:
+    """An account at a remote broker that was filled at the open of session 80, before it has looked."""
+    close, evenings = closes_of(symbols), Evenings(Remote())
+    evenings.step(evenings.broker.at(bars_to(close, 80, symbols)))
+    evenings.broker.fills(dict(zip(symbols, close[80], strict=True)))
+    return evenings, evenings.broker, close
+
+
+def silent_step(evenings: Evenings, close: np.ndarray, rows: int, symbols: tuple[str, ...] = ("AAA", "BBB")) -> dict:
+    market = bars_to(close, rows, symbols)
+    if isinstance(evenings.broker, Remote):
+        evenings.broker.at(market)
+    return evenings.step(market, words_of(market, abstain=True))
+
+
+def test_resuming_at_noon_knows_what_was_filled_in_the_morning(tmp_path):
+    evenings, broker, close = bought()
+    halt(evenings.journal, KillSwitch(tmp_path), "a look", Clock(NIGHT))
+    resume(evenings.desk)
+    ledger = evenings.desk.ledger
+    assert ledger.state == "ACTIVE" and ledger.positions == broker.held and set(ledger.plans) == {"AAA", "BBB"} and [lot.left for lot in ledger.lots] == list(broker.held.values())
+    assert silent_step(evenings, close, 81)["sent"] == 2  # their stops
+
+
+def test_accepting_a_split_sets_a_new_stop_and_leaves_the_others():
+    """4:1 in AAA at a broker that does not say so: no stop of the old scale is left, and BBB goes on as it was."""
+    evenings, broker, close = bought()
+    silent_step(evenings, close, 81)
+    other = evenings.desk.ledger.plans["BBB"]
+    for line in broker.book.values():
+        line[3] = "expired" if line[3] == "open" else line[3]
+    after = close.copy()
+    after[:, 0] /= 4
+    broker.held["AAA"] *= 4
+    assert silent_step(evenings, after, 82)["causes"] == ["mismatch"]
+    with pytest.raises(ConfigError, match="cannot explain what the broker has .the log says"):
+        resume(evenings.desk)
+    resume(evenings.desk, accept=True)
+    ledger = evenings.desk.ledger
+    assert ledger.positions == broker.held and "AAA" not in ledger.plans and ledger.plans["BBB"].entry == other.entry
+    assert [lot.left > 0 for lot in ledger.lots] == [lot.symbol == "BBB" for lot in ledger.lots]
+    told = silent_step(evenings, after, 83)
+    stop = [one for one in evenings.desk.ledger.pending().values() if one["symbol"] == "AAA"]
+    assert told["state"] == "ACTIVE" and [one["kind"] for one in stop] == ["stop"] and 0.8 * after[82, 0] < stop[0]["stop"] < after[82, 0] and stop[0]["quantity"] == broker.held["AAA"]
+
+
+def test_a_trade_by_hand_is_accepted_once():
+    """It halts the account, and, accepted, no later evening; a second one halts it again."""
+    evenings, broker, close = Evenings(Remote()), None, closes_of(("AAA", "BBB"))
+    broker = evenings.broker
+    silent_step(evenings, close, 80)
+    broker.hand.append(OrderState("by hand", "AAA", "buy", 5.0, 5.0, 50.0, "filled"))
+    broker.held["AAA"] = 5.0
+    assert silent_step(evenings, close, 81)["causes"] == ["mismatch"]
+    resume(evenings.desk, accept=True)
+    assert [silent_step(evenings, close, rows)["state"] for rows in (82, 83)] == ["ACTIVE", "ACTIVE"] and evenings.desk.ledger.positions == {"AAA": 5.0}
+    for line in broker.book.values():
+        line[3] = "expired"
+    broker.hand.append(OrderState("by hand again", "AAA", "buy", 5.0, 0.0, 0.0, "canceled"))
+    assert silent_step(evenings, close, 84)["causes"] == ["mismatch"]
+    with pytest.raises(ConfigError, match="an order by hand again that nobody here decided"):  # although the positions are the same
+        resume(evenings.desk)
+
+
 # --- the log in the store ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
