@@ -1004,11 +1004,15 @@ def paper_resume(account: Account = "main", accept: Annotated[bool, typer.Option
                  dry_run: DryRun = False, as_json: Json = False) -> None:
     """Let an account trade again, after a look at the broker's positions. Example: mltrader paper resume"""
     from mltrader import paper
+    from mltrader import store as db
+    from mltrader.ledger import StoreJournal
 
     before = paper.status_of(_store(), account)
     if not dry_run:
-        _, desk, _ = _desk(account, None, None, False)
-        paper.resume(desk, accept)
+        store, desk, _ = _desk(account, None, None, False)
+        with store.read() as conn:
+            others = [StoreJournal(store, name) for name in db.account_names(conn) if name != account]
+        paper.resume(desk, accept, others)
     why = ", ".join(before["causes"]) or "nothing"
     say({"resumed": not dry_run, "causes": before["causes"]}, as_json, f"{'Would resume' if dry_run else 'Resumed'} {account}; it was stopped by {why}.")
 

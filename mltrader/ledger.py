@@ -134,6 +134,7 @@ class Ledger:
     """
 
     seq: int = 0
+    opened: bool = False
     capital: float = 0.0
     peak: float = 0.0
     orders: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -183,7 +184,8 @@ def differing(mine: Mapping[str, float], their: Mapping[str, float]) -> list[str
 
 # %% ../nbs/70c_ledger.ipynb #d4cf46b7
 def _opened(ledger: Ledger, event: Event) -> None:
-    ledger.capital = ledger.peak = float(event.details["capital"])
+    ledger.opened, ledger.capital = True, float(event.details["capital"])
+    ledger.peak = ledger.capital
 
 
 def _ordered(ledger: Ledger, event: Event) -> None:

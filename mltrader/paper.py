@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAIN', 'Known', 'Tape', 'read_tape', 'plan_orders', 'Desk', 'strangers', 'their_orders', 'reconcile',
-           'look_at_account', 'measure', 'facts_of', 'decide', 'ruling', 'send', 'deliver', 'halt', 'resume',
-           'champion_model', 'known_of', 'sessions_due', 'StoredBook', 'opens_after', 'market_of', 'open_desk',
-           'left_for_later', 'trade', 'cancel_open', 'status_of', 'attributions', 'attribute', 'labels_at_hand']
+           'look_at_account', 'measure', 'facts_of', 'decide', 'ruling', 'send', 'deliver', 'write_cause', 'halt',
+           'resume', 'champion_model', 'known_of', 'sessions_due', 'StoredBook', 'opens_after', 'market_of',
+           'open_desk', 'left_for_later', 'trade', 'cancel_open', 'status_of', 'attributions', 'attribute',
+           'labels_at_hand']
 
 # %% ../nbs/71_paper.ipynb #22aa1906
 from collections.abc import Callable, Mapping, Sequence
@@ -171,7 +172,7 @@ class Desk:
         self.clock, self.switch, self.planner, self.rules = clock or Clock(), switch, planner, rules
         self.ledger = Ledger()
         self.refresh()
-        if self.ledger.seq == 0:
+        if not self.ledger.opened:
             self.log(Event("opened", self.clock.now(), key="opened", details={"capital": broker.money().equity, "shadow": shadow}))
 
     def refresh(self) -> None:
@@ -387,32 +388,42 @@ def deliver(desk: Desk, session: date, order: Order) -> Event:
     return desk.note("sent", session, name, order.symbol)
 
 # %% ../nbs/71_paper.ipynb #6115fa2e
+def write_cause(journal: Journal, cause: str, reason: str, clock: Clock) -> bool:
+    """Write a cause of the state into a log, if it is not in force; whether it is now."""
+    for _ in range(5):
+        ledger = Ledger().apply(journal.read())
+        if cause in ledger.causes:
+            return True
+        try:
+            journal.append([Event("state", clock.now(), details={"causes": sorted({*ledger.causes, cause}), "cause": cause, "reason": reason[:500]})], ledger.seq)
+            return True
+        except LogMoved:
+            continue
+    return False
+
+
 def halt(journal: Journal, switch: KillSwitch, reason: str, clock: Clock) -> None:
     """Halt an account, whatever it is doing."""
     switch.engage(reason)
-    for _ in range(5):
-        ledger = Ledger().apply(journal.read())
-        if "operator" in ledger.causes:
-            return
-        try:
-            journal.append([Event("state", clock.now(), details={"causes": sorted({*ledger.causes, "operator"}), "cause": "operator", "reason": reason[:500]})], ledger.seq)
-            return
-        except LogMoved:
-            continue  # the file halts it meanwhile
+    write_cause(journal, "operator", reason, clock)  # if others keep writing, the file halts it meanwhile
 
 
-def resume(desk: Desk, accept: bool = False) -> None:
+def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> None:
     """Let an account trade again, after what has happened at the broker since is in the log.
 
     Parameters
     ----------
     accept : bool
         Whether the broker is right where the log says otherwise: its positions are taken, and its orders that nobody here decided. What is open is withdrawn first.
+    others : sequence of Journal
+        Logs of the home's other accounts: what the file halts stays halted by a cause in its log when the file goes.
 
     Raises
     ------
     ConfigError
         If the log cannot explain what the broker has, and it is not accepted.
+    LeaseError
+        If the log of another account could not be written; the account stays halted.
     """
     desk.refresh()
     session = desk.ledger.decided or desk.ledger.done
@@ -424,6 +435,8 @@ def resume(desk: Desk, accept: bool = False) -> None:
         raise ConfigError(f"The log cannot explain what the broker has ({'; '.join(faults[:5])}): find out why, then `mltrader paper resume --accept` takes the broker's word.")
     if accept:
         desk.log(desk.note("adopted", session, positions=desk.broker.positions(), known=strangers(desk, their_orders(desk, session)) if session is not None else []))
+    if desk.switch is not None and desk.switch.engaged and not all(write_cause(other, "kill_switch", "the file HALT was there", desk.clock) for other in others):
+        raise LeaseError("Another account's log keeps growing, so that its halt cannot be written into it; nothing was resumed.")
     desk.log(desk.note("resumed", session, equity=desk.ledger.last_equity()))
     if desk.switch is not None:
         desk.switch.release()

@@ -881,6 +881,7 @@ def test_the_commands(tmp_path, monkeypatch):
     call("resume")
     status = call("status")
     assert (status["state"], status["positions"], status["equity"]) == ("ACTIVE", {}, 100_000.0)
+    assert call("status", "--account", "second")["state"] == "HALTED"  # each is resumed on its own
     with pytest.raises(ConfigError, match="real money, which is off"):
         monkeypatch.setenv("MLTRADER_PAPER__URL", "https://api.alpaca.markets")
         call("start", "--account", "other", "--broker", "alpaca", "--live-orders")
@@ -921,6 +922,26 @@ def test_halting_cancels_what_is_not_yet_known_to_be_open(tmp_path):
     assert cancel_open(store, Settings(), "main") == 2  # one is there, the other was never sent
     with store.read() as conn:
         assert [one["status"] for one in db.read_book(conn, "main")[1]["orders"]] == ["canceled"]
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["", "never traded"])
+def test_resuming_one_account_leaves_the_others_halted(store, tmp_path, opened):
+    """The file was touched by hand; the other account has not looked at it yet."""
+    switch, market = KillSwitch(tmp_path), pw.World().market
+    with store.write() as conn:
+        db.open_account(conn, "other", "simulated", False, 100_000.0, {}, Clock(NIGHT))
+
+    def desk_of(name: str) -> Desk:
+        return Desk(name, SimulatedBroker(market, PaperSettings()), StoreJournal(store, name), Settings(), clock=Clock(NIGHT), switch=switch)
+
+    if opened:
+        desk_of("other")
+    switch.path.touch()
+    resume(desk_of("main"), others=[StoreJournal(store, "other")])
+    other = desk_of("other")
+    assert not switch.engaged and not desk_of("main").halted(None) and other.halted(None) and other.ledger.causes == ("kill_switch",) and other.ledger.capital == 100_000.0
+    resume(other, others=[StoreJournal(store, "main")])
+    assert not desk_of("main").halted(None) and not desk_of("other").halted(None)
 
 
 @pytest.mark.parametrize(("fail", "halted"), [("commit:before#2", True), ("rename:after#1", True), ("rename:before#1", False)])
