@@ -11,9 +11,10 @@ __all__ = ['LOOPBACK', 'PATHS', 'COOKIE', 'WITH_PORT', 'HOW_TO_TOKEN', 'BADGES',
            'sessions_since', 'predictions', 'explanation', 'log_lines', 'progress_words', 'verdict_words', 'now_page',
            'timeline', 'lines_picture', 'champion_page', 'gate_table', 'importance_table', 'regimes_table',
            'history_part', 'why_page', 'drift_part', 'events_part', 'watch_part', 'drift_page', 'prediction_words',
-           'explanation_html', 'heat_map', 'where_page', 'weeks_of', 'equity_page', 'paper_positions', 'paper_part',
-           'paper_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator', 'actions_table', 'panel_library',
-           'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard', 'open_server', 'address_of', 'serve']
+           'explanation_html', 'heat_map', 'where_page', 'weeks_of', 'equity_page', 'paper_positions', 'paper_causes',
+           'paper_part', 'paper_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator', 'actions_table',
+           'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard', 'open_server',
+           'address_of', 'serve']
 
 # %% ../nbs/70_dashboard.ipynb #bba6cc9d
 import hmac
@@ -829,10 +830,21 @@ def paper_positions(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {symbol: shares for symbol, shares in sorted(held.items()) if abs(shares) > 1e-9}
 
 
+def paper_causes(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The causes of REDUCING or HALTED that are in force after all events."""
+    causes: set[str] = set()
+    for one in events:
+        given = one["details"]
+        if one["kind"] == "state":
+            causes = set(given["causes"]) if "causes" in given else (causes | set(given.get("added", ()))) - set(given.get("removed", ()))
+        elif one["kind"] == "resumed":
+            causes -= set(given.get("removed", causes))
+    return sorted(causes)
+
+
 def paper_part(account: Mapping[str, Any], events: Sequence[Mapping[str, Any]], halted: bool) -> Markup:
     """One account: state first, equity, safeguards, orders."""
-    told = [one for one in events if one["kind"] in ("state", "resumed")]
-    causes = list(told[-1]["details"].get("causes", [])) if told and told[-1]["kind"] == "state" else []
+    causes = paper_causes(events)
     state = "HALTED" if halted or set(causes) - {"daily_loss", "drawdown"} else "REDUCING" if causes else "ACTIVE"
     why = [*causes, *(["the file HALT"] if halted else [])]
     marks = pd.DataFrame([{"session": one["session"], **one["details"]} for one in events if one["kind"] == "mark"])

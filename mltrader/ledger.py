@@ -235,11 +235,13 @@ def _governed(ledger: Ledger, event: Event) -> None:
 
 
 def _state(ledger: Ledger, event: Event) -> None:
-    ledger.causes = tuple(event.details["causes"])
+    given = event.details  # logs of older versions have all causes in force
+    ledger.causes = tuple(given["causes"] if "causes" in given else sorted({*ledger.causes, *given.get("added", ())} - {*given.get("removed", ())}))
 
 
 def _resumed(ledger: Ledger, event: Event) -> None:
-    ledger.causes, ledger.peak = (), ledger.last_equity()
+    ledger.causes = tuple(cause for cause in ledger.causes if cause not in event.details.get("removed", ledger.causes))
+    ledger.peak = ledger.last_equity()
 
 
 def _planned(ledger: Ledger, event: Event) -> None:

@@ -196,7 +196,7 @@ class Desk:
     def add_cause(self, session: date | None, cause: str, reason: str) -> None:
         """Write a cause of the state, if it is not in force."""
         if cause not in self.ledger.causes:
-            self.log(self.note("state", session, causes=sorted({*self.ledger.causes, cause}), cause=cause, reason=reason))
+            self.log(self.note("state", session, added=[cause], cause=cause, reason=reason))
 
     def halted(self, session: date | None) -> bool:
         """Whether anything forbids to send: the log, as it is now, or the file."""
@@ -294,8 +294,8 @@ def look_at_account(desk: Desk, known: Known, tape: Tape) -> bool:
         events = [desk.note("mark", session, session.isoformat(), equity=money.equity, cash=money.cash, gross=float(np.abs(values).sum()))]
         causes = due_causes(ledger.causes, money.equity, before, ledger.peak, rule)
         if causes != sorted(ledger.causes):
-            new = [cause for cause in causes if cause not in ledger.causes]
-            events.append(desk.note("state", session, causes=causes, cause=", ".join(new) or "one cause less", reason=f"equity {money.equity:,.0f} after {before:,.0f}, at most {ledger.peak:,.0f}"))
+            new, gone = ([cause for cause in one if cause not in other] for one, other in ((causes, ledger.causes), (ledger.causes, causes)))
+            events.append(desk.note("state", session, added=new, removed=gone, cause=", ".join(new) or "one cause less", reason=f"equity {money.equity:,.0f} after {before:,.0f}, at most {ledger.peak:,.0f}"))
         desk.log(*events)  # together: a process that dies in between would forget the causes
     if ledger.governed == session:
         return ledger.level == "CRITICAL" and ledger.before != "CRITICAL"
@@ -395,7 +395,7 @@ def write_cause(journal: Journal, cause: str, reason: str, clock: Clock) -> bool
         if cause in ledger.causes:
             return True
         try:
-            journal.append([Event("state", clock.now(), details={"causes": sorted({*ledger.causes, cause}), "cause": cause, "reason": reason[:500]})], ledger.seq)
+            journal.append([Event("state", clock.now(), details={"added": [cause], "cause": cause, "reason": reason[:500]})], ledger.seq)
             return True
         except LogMoved:
             continue
@@ -426,7 +426,7 @@ def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> 
         If the log of another account could not be written; the account stays halted.
     """
     desk.refresh()
-    session = desk.ledger.decided or desk.ledger.done
+    session, known = desk.ledger.decided or desk.ledger.done, desk.ledger.causes  # one that comes while the broker is asked stays
     if accept:
         for name in desk.ledger.pending():
             desk.broker.cancel(name)
@@ -437,7 +437,7 @@ def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> 
         desk.log(desk.note("adopted", session, positions=desk.broker.positions(), known=strangers(desk, their_orders(desk, session)) if session is not None else []))
     if desk.switch is not None and desk.switch.engaged and not all(write_cause(other, "kill_switch", "the file HALT was there", desk.clock) for other in others):
         raise LeaseError("Another account's log keeps growing, so that its halt cannot be written into it; nothing was resumed.")
-    desk.log(desk.note("resumed", session, equity=desk.ledger.last_equity()))
+    desk.log(desk.note("resumed", session, equity=desk.ledger.last_equity(), removed=[one for one in desk.ledger.causes if one in known or (accept and one == "mismatch")]))
     if desk.switch is not None:
         desk.switch.release()
 

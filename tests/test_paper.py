@@ -217,7 +217,7 @@ def test_streams_do_trade():
     seen = [pw.stream(seed) for seed in range(30)]
     kinds = Counter(one.kind for world in seen for one in world.journal.events)
     rules = {one.details["rule"] for world in seen for one in world.journal.events if one.kind == "ruling"}
-    causes = {cause for world in seen for one in world.journal.events if one.kind == "state" for cause in one.details["causes"]}
+    causes = {cause for world in seen for one in world.journal.events if one.kind == "state" for cause in one.details.get("added", ())}
     assert kinds["fill"] >= 60 and kinds["refused"] and kinds["withheld"] and kinds["adopted"] and len(rules) >= 18, (kinds, rules)
     assert causes >= {"kill_switch", "operator", "mismatch", "daily_loss", "drawdown"}
 
@@ -488,6 +488,38 @@ def silent_step(evenings: Evenings, close: np.ndarray, rows: int, symbols: tuple
     if isinstance(evenings.broker, Remote):
         evenings.broker.at(market)
     return evenings.step(market, words_of(market, abstain=True))
+
+
+@pytest.mark.parametrize("when", ["while the account is marked", "while it is resumed"])
+def test_causes_of_two_writers_are_both_in_force(when):
+    """A halt from another machine, of which this one has no file, between what a step has read and what it writes."""
+    evenings, broker, close = bought()
+    silent_step(evenings, close, 81)
+    asked = {"money": broker.money, "positions": broker.positions}
+
+    def halted_meanwhile(name: str):
+        def answer():
+            if "operator" not in Ledger().apply(evenings.journal.read()).causes:
+                evenings.journal.append([Event("state", NIGHT, details={"added": ["operator"], "cause": "operator", "reason": "stop"})], len(evenings.journal.events))
+            return asked[name]()
+        return answer
+
+    asked["money"] = lambda: Money(50_000.0, 96_500.0)  # a daily loss
+    if when == "while the account is marked":
+        broker.money = halted_meanwhile("money")
+        told = silent_step(evenings, close, 82)
+        assert (told["state"], told["causes"], told["sent"]) == ("HALTED", ["daily_loss", "operator"], 0)
+    else:
+        broker.money = asked["money"]
+        assert silent_step(evenings, close, 82)["causes"] == ["daily_loss"]
+        broker.positions = halted_meanwhile("positions")
+        resume(evenings.desk)
+        assert evenings.desk.ledger.causes == ("operator",)
+    from mltrader.dashboard import paper_causes
+
+    rows = [{"kind": one.kind, "details": one.details} for one in evenings.journal.events]
+    assert paper_causes(rows) == list(Ledger().apply(evenings.journal.read()).causes)
+    assert paper_causes([{"kind": "state", "details": {"causes": ["operator"]}}, {"kind": "resumed", "details": {}}]) == []  # as older versions wrote
 
 
 def test_resuming_at_noon_knows_what_was_filled_in_the_morning(tmp_path):
