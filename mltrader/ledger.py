@@ -128,6 +128,8 @@ class Ledger:
         Shares by symbol; when each is left; purchases, oldest first.
     causes, level, before, calm, governed
         Of the state; of the governor: its level and the one before, calm closes, and the last session it spoke of.
+    decided, done, resumes, reopened
+        The last session whose orders were chosen, and the last that is over; how often the account was resumed, and whether the last session may therefore be decided once more.
     marks : list of (session, equity, cash, gross)
     confidence : list of float
         Mean largest probability, by session.
@@ -152,6 +154,8 @@ class Ledger:
     adjusted: int = 0
     decided: date | None = None
     done: date | None = None
+    resumes: int = 0
+    reopened: bool = False
 
     @property
     def state(self) -> str:
@@ -241,7 +245,8 @@ def _state(ledger: Ledger, event: Event) -> None:
 
 def _resumed(ledger: Ledger, event: Event) -> None:
     ledger.causes = tuple(cause for cause in ledger.causes if cause not in event.details.get("removed", ledger.causes))
-    ledger.peak = ledger.last_equity()
+    ledger.peak, ledger.decided, ledger.resumes = ledger.last_equity(), None, ledger.resumes + 1
+    ledger.reopened = bool(ledger.marks) and ledger.marks[-1][0] == ledger.done  # a session that is begun and not done is due anyway
 
 
 def _planned(ledger: Ledger, event: Event) -> None:
@@ -277,6 +282,7 @@ def _adopted(ledger: Ledger, event: Event) -> None:
 
 def _decided(ledger: Ledger, event: Event) -> None:
     setattr(ledger, event.kind, event.session)
+    ledger.reopened = ledger.reopened and event.kind != "done"
 
 
 def _nothing(ledger: Ledger, event: Event) -> None:

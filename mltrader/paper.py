@@ -193,6 +193,10 @@ class Desk:
         """An event of now."""
         return Event(kind, self.clock.now(), session, key, symbol, db.clean(details))
 
+    def once(self, session: date) -> str:
+        """The key of what happens once a session, and once more after each resume."""
+        return session.isoformat() + (f" {self.ledger.resumes}" if self.ledger.resumes else "")
+
     def add_cause(self, session: date | None, cause: str, reason: str) -> None:
         """Write a cause of the state, if it is not in force."""
         if cause not in self.ledger.causes:
@@ -227,13 +231,13 @@ class Desk:
         self.broker.advance(session)
         reconcile(self, session)
         self.halted(session)
-        if self.ledger.done != session:
+        if self.ledger.done != session or self.ledger.reopened:
             tape = read_tape(known.market, session, self.settings)
             escalated = look_at_account(self, known, tape)
             if self.ledger.decided != session:
                 decide(self, known, tape, escalated)
             send(self, session, known.due)
-            self.log(self.note("done", session, session.isoformat()))
+            self.log(self.note("done", session, self.once(session)))
         return self.told(session)
 
     def told(self, session: date) -> dict[str, Any]:
@@ -325,12 +329,13 @@ def facts_of(desk: Desk, known: Known, tape: Tape) -> Facts:
     def by_symbol(values: np.ndarray) -> dict[str, float]:
         return dict(zip(symbols, values.tolist(), strict=True))
 
-    pending = [one for one in ledger.pending().values() if one["session"] != known.session]  # of a session whose orders are not over yet
+    pending = list(ledger.pending().values())  # of a session whose orders are not over yet, or of this one, before somebody resumed
     return Facts(
         known.session, hours.now, hours.next_open if due is not None and due >= hours.now else due, equity, cash, ledger.last_equity(known.session), ledger.peak, dict(ledger.positions), by_symbol(tape.price), by_symbol(tape.previous),
         by_symbol(tape.age), by_symbol(tape.volume), dict(known.market.sectors),
         buying={one["symbol"]: one["quantity"] * (one["limit"] or np.nan) for one in pending if one["side"] == "buy"},
         selling={one["symbol"]: one["quantity"] for one in pending if one["side"] == "sell"},
+        traded=sum(one["quantity"] * (one["limit"] or one.get("price") or np.nan) for one in pending if one["session"] == known.session and one["kind"] != "stop"),
         sent=frozenset(ledger.orders), state=ledger.state, level=ledger.level, model=known.model, shadow=desk.shadow, real_money=desk.broker.real_money,
         predicted=known.predicted, cost=costs.cost_bps / 1e4)
 
@@ -347,7 +352,7 @@ def decide(desk: Desk, known: Known, tape: Tape, escalated: bool) -> None:
              *(ruling(desk, session, *one) for one in said),
              *(desk.note("order", session, one.client_order_id, one.symbol, side=one.side, quantity=one.quantity, kind=one.kind, limit=one.limit, stop=one.stop, reason=one.reason, risk=one.risk,
                          price=facts.prices[one.symbol], model=known.model.version, **probabilities.get(one.symbol, {})) for one in orders),
-             desk.note("decided", session, session.isoformat(), wanted=len(wanted), orders=len(orders)))
+             desk.note("decided", session, desk.once(session), wanted=len(wanted), orders=len(orders)))
 
 
 def ruling(desk: Desk, session: date, order: Order, said: Objection) -> Event:
@@ -467,11 +472,11 @@ def known_of(store: Store, model: Model, market: Market, session: date) -> Known
 
 
 def sessions_due(ledger: Ledger, market: Market, real_money_or_remote: bool) -> list[date]:
-    """Sessions to step through: those since the last one done; for a new account, or one whose market goes on by itself, the last only."""
+    """Sessions to step through: those since the last one done (and that one, if it was resumed since); for a new account, or one whose market goes on by itself, the last only."""
     last = market.day(len(market.sessions) - 1)
     if ledger.done is None or real_money_or_remote:
-        return [] if ledger.done == last else [last]
-    return [one.item() for one in market.sessions[np.searchsorted(market.sessions, np.datetime64(ledger.done), side="right"):]]
+        return [] if ledger.done == last and not ledger.reopened else [last]
+    return [one.item() for one in market.sessions[np.searchsorted(market.sessions, np.datetime64(ledger.done), side="left" if ledger.reopened else "right"):]]
 
 
 class StoredBook:

@@ -77,6 +77,7 @@ class Snapshot:
     positions: dict[str, float]
     prices: dict[str, float]
     orders: list[Order] = field(default_factory=list)
+    before: int = 0  # of these, before somebody resumed: another decision, and another minute
 
 
 class Witness(SimulatedBroker):
@@ -112,8 +113,8 @@ class Witness(SimulatedBroker):
         self.check(0 <= turn.wait <= 100, "the market is closed", order)
         self.check(order.limit is None or abs(order.limit / price - 1) <= 0.05 + 1e-9, "limit outside the band", order)
         self.check(order.session == world.today, "an order of another session", order)
-        self.check(self.snapshot is not None and len(self.snapshot.orders) < caps.orders_per_minute, "too many orders a minute", order)
-        self.check(order.symbol not in {one.symbol for one in self.snapshot.orders}, "two orders in a symbol", order)
+        self.check(self.snapshot is not None and len(self.snapshot.orders) - self.snapshot.before < caps.orders_per_minute, "too many orders a minute", order)
+        self.check(order.symbol not in {one["symbol"] for one in self.book["orders"] if one["status"] == "open"}, "two orders in a symbol", order)
         if order.side == "buy":
             self.check(order.limit is not None, "a buy without a limit", order)
             self.check(turn.model.version is not None and turn.model.verified and turn.model.tradable and turn.fresh, "no model that may trade", order, turn)
@@ -250,7 +251,7 @@ class World:
     def plan(self, account: str, known: Known, tape: Any, ledger: Any, equity: float, escalated: bool, settings: Settings) -> tuple[list[Order], list]:
         """The wishes as orders: nothing of the real planner."""
         made, old = [], sorted(ledger.orders)
-        for at, wish in enumerate(self.turn.wishes):
+        for at, wish in enumerate(self.turn.wishes, sum(one["session"] == known.session for one in ledger.orders.values())):  # a session that was resumed has had some
             price = self.closes.get(wish.symbol, 50.0)
             name = old[at % len(old)] if wish.again and old else order_id(account, known.session, wish.symbol, wish.side, at)
             shares = wish.share * equity / price
@@ -275,6 +276,10 @@ class World:
         self.broker.advance(self.today)  # the market does not wait for the desk
         self.equity_before, self.equity_now = self.equity_now, self.broker.equity()
         self.top = max(self.top, self.equity_now)
+        return self.mortal_step()
+
+    def mortal_step(self) -> dict[str, Any]:
+        """A step in which the process may die, and one of another process then."""
         self.talks = 0
         try:
             return self.step()
@@ -324,6 +329,11 @@ class World:
         self.stopped = self.tampered = False
         self.top = self.desk.ledger.last_equity()
         assert self.desk.ledger.state == "ACTIVE" and not self.switch.engaged
+        if self.desk.ledger.marks and self.desk.ledger.marks[-1][0] == self.today:  # the session is decided once more; what was withdrawn does not count
+            still = {one["id"] for one in self.broker.book["orders"] if one["status"] == "open"}
+            self.broker.snapshot.orders = [one for one in self.broker.snapshot.orders if one.client_order_id in still]
+            self.broker.snapshot.before = len(self.broker.snapshot.orders)
+            self.mortal_step()
 
     def settled(self) -> None:
         """What has to be true at any time."""

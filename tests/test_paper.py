@@ -25,7 +25,7 @@ from mltrader.brokers import AlpacaBroker, DuplicateOrder, Hours, Market, Money,
 from mltrader.config import PaperSettings, Settings
 from mltrader.core import Clock, ConfigError, IntegrityError, VendorError
 from mltrader.ledger import Event, KillSwitch, Ledger, LogMoved, MemoryJournal, Repeated, StoreJournal
-from mltrader.paper import Desk, Known, halt, resume
+from mltrader.paper import Desk, Known, halt, resume, send
 from mltrader.safeguards import RULES, Facts, Model, Order, judge, judge_all, order_id
 from mltrader.store import Store
 
@@ -529,6 +529,70 @@ def test_resuming_at_noon_knows_what_was_filled_in_the_morning(tmp_path):
     ledger = evenings.desk.ledger
     assert ledger.state == "ACTIVE" and ledger.positions == broker.held and set(ledger.plans) == {"AAA", "BBB"} and [lot.left for lot in ledger.lots] == list(broker.held.values())
     assert silent_step(evenings, close, 81)["sent"] == 2  # their stops
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("looked", [False, True], ids=["resumed at once", "a step between"])
+def test_halted_and_resumed_in_one_evening_the_stops_come_back(tmp_path, remote, looked):
+    """The session is decided once more, under further ids, and only once; the account and the governor are not looked at again."""
+    from mltrader.paper import sessions_due
+
+    close, switch = closes_of(), KillSwitch(tmp_path)
+    evenings = Evenings(Remote() if remote else None, switch)
+    evenings.step(evenings.broker.at(bars_to(close, 80)) if remote else bars_to(close, 80))
+    if remote:
+        evenings.broker.fills({"AAA": close[80, 0]})
+    silent_step(evenings, close, 81, ("AAA",))
+    market = bars_to(close, 81)
+
+    def open_orders() -> list[str]:
+        return [one.client_order_id for one in evenings.broker.orders(market.day(79)) if one.status == "open"]
+
+    first = open_orders()
+    halt(evenings.journal, switch, "a look", Clock(NIGHT))
+    for name in first:
+        evenings.broker.cancel(name)
+    if looked:
+        assert silent_step(evenings, close, 81, ("AAA",))["state"] == "HALTED"
+    resume(evenings.desk)
+    assert len(first) == 1 and open_orders() == [] and sessions_due(evenings.desk.ledger, market, remote) == [market.day(80)]
+    told = silent_step(evenings, close, 81, ("AAA",))
+    again = open_orders()
+    assert told["state"] == "ACTIVE" and len(again) == 1 and again != first and evenings.desk.ledger.orders[again[0]]["kind"] == "stop"
+    silent_step(evenings, close, 81, ("AAA",))
+    assert open_orders() == again and sessions_due(evenings.desk.ledger, market, remote) == []
+    assert [len(evenings.lines(kind)) for kind in ("mark", "governor", "decided", "done")] == [2, 2, 3, 3]
+    resume(evenings.desk)  # although nothing was halted: what is open stands in the way of a second one
+    silent_step(evenings, close, 81, ("AAA",))
+    assert open_orders() == again and evenings.lines("ruling")[-1].details["rule"] == "one_at_a_time"
+
+
+def test_a_session_that_was_resumed_and_is_killed_is_decided_once():
+    """At every talk with the broker or the log."""
+    for dies_at in range(1, 30):
+        world = pw.World()
+        world.session(pw.Turn(wishes=[pw.Wish("AAA", share=0.05)]))
+        world.halt(by_file=False)
+        send(world.desk, world.today)
+        world.turn = replace(world.turn, dies_at=dies_at)
+        world.resume()  # and the session once more
+        world.step()
+        open_now = [one["symbol"] for one in world.broker.book["orders"] if one["status"] == "open"]
+        kinds = Counter((one.kind, one.key) for one in world.journal.events if one.kind in ("decided", "done", "mark", "governor"))
+        assert open_now == ["AAA"] and len(world.broker.book["orders"]) == 2 and set(kinds.values()) == {1} and len(kinds) == 6, dies_at
+
+
+def test_resuming_after_the_open_sends_nothing():
+    evenings, broker, close = bought()
+    silent_step(evenings, close, 81)
+    for name in list(evenings.desk.ledger.pending()):
+        broker.cancel(name)
+    evenings.desk.add_cause(None, "operator", "a look")
+    resume(evenings.desk)
+    market = bars_to(close, 81, ("AAA", "BBB"))
+    broker.now = market.after + timedelta(hours=1)
+    told = evenings.step(market, words_of(market, abstain=True))
+    assert told["state"] == "ACTIVE" and told["sent"] == 2 and not evenings.desk.ledger.pending() and [one.details["reason"] for one in evenings.lines("ruling")][-2:] == ["the open has passed"] * 2
 
 
 def test_accepting_a_split_sets_a_new_stop_and_leaves_the_others():
