@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_MARKET', 'PAPER_HOST', 'LIVE_HOST', 'KEYS', 'STATUS', 'OrderRefused', 'DuplicateOrder', 'OrderState', 'Money',
            'Hours', 'Broker', 'Market', 'evening', 'new_book', 'fill_price', 'open_orders', 'remember', 'readjust',
-           'SimulatedBroker', 'checked_url', 'ask', 'AlpacaBroker']
+           'settle', 'SimulatedBroker', 'checked_url', 'ask', 'AlpacaBroker']
 
 # %% ../nbs/70b_brokers.ipynb #de03b12a
 import os
@@ -89,7 +89,7 @@ class Broker(Protocol):
         """What time it is there."""
 
     def adjustments(self) -> list[dict[str, Any]]:
-        """Changes of positions and open orders that are no trades: `session symbol ratio`."""
+        """Changes of positions and open orders that are no trades: `session symbol`, and `ratio`, or `quantity price` of a position that was settled."""
 
 # %% ../nbs/70b_brokers.ipynb #78136d41
 @dataclass(frozen=True, eq=False)
@@ -217,7 +217,7 @@ def remember(book: dict[str, Any], market: Market, symbol: str, row: int) -> Non
 def readjust(book: dict[str, Any], market: Market) -> None:
     """Have positions and open orders follow a vintage that tells a remembered price otherwise."""
     for symbol, price in book["prices"].items():
-        day, column = np.datetime64(book["days"].get(symbol, book["session"])), market.column(symbol)
+        day, column = np.datetime64(book["days"][symbol]), market.column(symbol)
         row = int(np.searchsorted(market.sessions, day))
         there = column is not None and row < len(market.sessions) and market.sessions[row] == day
         now = float(market.close[row, column]) if there else float("nan")
@@ -228,6 +228,16 @@ def readjust(book: dict[str, Any], market: Market) -> None:
         for order in (one for one in open_orders(book) if one["symbol"] == symbol):
             order.update(quantity=order["quantity"] * ratio, **{name: order[name] / ratio for name in ("limit", "stop") if order[name] is not None})
         book["adjustments"].append({"session": book["session"], "symbol": symbol, "ratio": ratio})
+
+
+def settle(book: dict[str, Any], market: Market, row: int, sessions: int) -> None:
+    """Pay positions whose last bar is more than `sessions` old at their last price, without costs."""
+    for symbol, shares in list(book["positions"].items()):
+        if symbol in book["days"] and row - int(np.searchsorted(market.sessions, np.datetime64(book["days"][symbol]))) > sessions:
+            del book["positions"][symbol]
+            price = book["prices"].pop(symbol)
+            book["cash"] += shares * price
+            book["adjustments"].append({"session": book["session"], "symbol": symbol, "quantity": shares, "price": price})
 
 # %% ../nbs/70b_brokers.ipynb #71d2c282
 class SimulatedBroker:
@@ -254,7 +264,7 @@ class SimulatedBroker:
         self.book = dict(book) if book is not None else new_book(settings.capital)
         self.keep, self.faults = keep or (lambda book: None), faults or (lambda order: None)
         self._known = {one["id"] for one in self.book["orders"]}
-        self.book.setdefault("days", {})  # a book of an older version has none
+        self.book["days"] = {symbol: self.book["session"] for symbol in self.book["prices"]} | self.book.get("days", {})  # a book of an older version has none
 
     def advance(self, session: date) -> None:
         """Let the orders that are open trade in the session after the last one, and go on to the close of `session`; one that is over changes nothing."""
@@ -270,6 +280,7 @@ class SimulatedBroker:
         self.book["prices"], self.book["days"] = ({symbol: known for symbol, known in self.book[name].items() if symbol in self.book["positions"]} for name in ("prices", "days"))
         for symbol in self.book["positions"]:
             remember(self.book, self.market, symbol, row)
+        settle(self.book, self.market, row, self.settings.settle_sessions)
         self.keep(self.book)
 
     def _trade(self, order: dict[str, Any], row: int) -> None:
@@ -332,7 +343,7 @@ class SimulatedBroker:
         return Hours(evening(session), self.market.opens_after(self.market.at(session)))
 
     def adjustments(self) -> list[dict[str, Any]]:
-        """What a new vintage of the bars did to positions and open orders."""
+        """What a new vintage of the bars did to positions and open orders, and positions that were settled."""
         return list(self.book["adjustments"])
 
 # %% ../nbs/70b_brokers.ipynb #e13c350d

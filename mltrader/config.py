@@ -511,6 +511,7 @@ class PaperSettings(Section):
     price_band: float = Field(0.05, gt=0, lt=1)  # how far an order's limit may lie from the last close
     max_jump: float = Field(0.5, gt=0)  # change of a close from one bar to the next that is taken for a fault of the data
     stale_sessions: int = Field(0, ge=0, le=20)  # sessions that a symbol's last bar may be old
+    settle_sessions: int = Field(10, ge=1)  # without a bar, after which the simulated broker settles a position at its last price
     max_wait_hours: float = Field(100.0, gt=0)  # to the next open; longer, and the market counts as closed
     halted_symbols: tuple[str, ...] = ()  # never traded
     atr_sessions: int = Field(14, ge=2)  # of the average true range

@@ -817,7 +817,7 @@ PAPER_STATES = {"ACTIVE": "#00795a", "REDUCING": "#8a5a00", "HALTED": "#c24e00"}
 
 
 def paper_positions(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Shares by symbol after all fills, splits, and what a person accepted."""
+    """Shares by symbol after all fills, splits, settlements, and what a person accepted."""
     held: dict[str, float] = {}
     sides = {one["key"]: one["details"]["side"] for one in events if one["kind"] == "order"}
     for one in events:
@@ -825,6 +825,8 @@ def paper_positions(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             held[one["symbol"]] = held.get(one["symbol"], 0.0) + (1 if sides[one["details"]["order"]] == "buy" else -1) * one["details"]["quantity"]
         elif one["kind"] == "adjusted":
             held[one["symbol"]] = held.get(one["symbol"], 0.0) * one["details"]["ratio"]
+        elif one["kind"] == "settled":
+            held.pop(one["symbol"], None)
         elif one["kind"] == "adopted":
             held = dict(one["details"]["positions"])
     return {symbol: shares for symbol, shares in sorted(held.items()) if abs(shares) > 1e-9}

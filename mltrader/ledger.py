@@ -226,7 +226,7 @@ def _filled(ledger: Ledger, event: Event) -> None:
     elif plan is not None and str(order["reason"]).startswith("target"):
         ledger.plans[symbol] = replace(plan, stage=int(str(order["reason"]).split()[1]))
 
-
+# %% ../nbs/70c_ledger.ipynb #7a693be1
 def _marked(ledger: Ledger, event: Event) -> None:
     equity = float(event.details["equity"]) if event.details["equity"] is not None else float("nan")
     ledger.marks.append((event.session, equity, event.details["cash"], event.details["gross"]))  # type: ignore[arg-type]
@@ -269,6 +269,15 @@ def _adjusted(ledger: Ledger, event: Event) -> None:
             order.update({name: order[name] * ratio for name in ("quantity", "filled")} | {name: order[name] / ratio for name in ("limit", "stop", "risk", "price", "average") if order.get(name) is not None})
 
 
+def _settled(ledger: Ledger, event: Event) -> None:
+    symbol, price = str(event.symbol), float(event.details["price"])
+    ledger.adjusted += 1
+    ledger.positions.pop(symbol, None)
+    ledger.plans.pop(symbol, None)
+    for lot in (one for one in ledger.lots if one.symbol == symbol and one.left > 0):
+        lot.left, lot.got, lot.ended = 0.0, lot.got + lot.left * price, event.session
+
+
 def _adopted(ledger: Ledger, event: Event) -> None:
     before, ledger.positions = ledger.positions, {symbol: float(shares) for symbol, shares in event.details["positions"].items()}
     changed = differing(before, ledger.positions)  # nobody knows what became of them; the others go on as they were
@@ -291,7 +300,7 @@ def _nothing(ledger: Ledger, event: Event) -> None:
 
 APPLY: dict[str, Callable[[Ledger, Event], None]] = {
     "opened": _opened, "order": _ordered, "sent": _has_status, "refused": _has_status, "withheld": _has_status, "closed": _has_status, "fill": _filled, "mark": _marked, "governor": _governed,
-    "state": _state, "resumed": _resumed, "plan": _planned, "adjusted": _adjusted, "adopted": _adopted, "decided": _decided, "done": _decided, "ruling": _nothing,
+    "state": _state, "resumed": _resumed, "plan": _planned, "adjusted": _adjusted, "settled": _settled, "adopted": _adopted, "decided": _decided, "done": _decided, "ruling": _nothing,
 }
 
 # %% ../nbs/70c_ledger.ipynb #048a23d2

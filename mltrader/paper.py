@@ -264,7 +264,8 @@ def reconcile(desk: Desk, session: date) -> list[str]:
     ledger, faults = desk.ledger, []
     open_now, theirs = ledger.pending(), their_orders(desk, session)
     adjustments = desk.broker.adjustments()[ledger.adjusted:]
-    desk.log(*(desk.note("adjusted", session, f"{one['session']} {one['symbol']}", one["symbol"], ratio=one["ratio"]) for one in adjustments))
+    desk.log(*(desk.note("adjusted" if "ratio" in one else "settled", session, f"{one['session']} {one['symbol']}", one["symbol"],
+                         **{name: one[name] for name in ("ratio", "quantity", "price") if name in one}) for one in adjustments))
     faults += [f"the broker has an order {name} that nobody here decided" for name in strangers(desk, theirs)]
     for name, mine in open_now.items():
         found = theirs.get(name)

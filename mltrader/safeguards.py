@@ -231,9 +231,10 @@ def price_known(order: Order, facts: Facts, settings: PaperSettings) -> Objectio
 
 
 def price_fresh(order: Order, facts: Facts, settings: PaperSettings) -> Objection | None:
-    """A last bar that is too old."""
+    """A last bar that is too old to buy on; selling is not stopped by it."""
     age = facts.ages.get(order.symbol)
-    return _no("price_fresh", f"{order.symbol} has no bar" if age is None else f"the last bar of {order.symbol} is {age} sessions old") if age is None or age > settings.stale_sessions else None
+    stale = order.side == "buy" and (age is None or age > settings.stale_sessions)
+    return _no("price_fresh", f"{order.symbol} has no bar" if age is None else f"the last bar of {order.symbol} is {age} sessions old") if stale else None
 
 # %% ../nbs/70a_safeguards.ipynb #7036b9ed
 def price_jump(order: Order, facts: Facts, settings: PaperSettings) -> Objection | None:
@@ -292,6 +293,8 @@ def _fit(rule: str, order: Order, room: float, facts: Facts, what: str) -> Objec
     """A buy made small enough for `room` (value), in whole shares."""
     if order.side != "buy" or order.quantity * worst_price(order, facts) <= room * (1 + 1e-12):
         return None
+    if not isfinite(room) and (lost := [s for s, shares in sorted(facts.positions.items()) if shares and not isfinite(facts.prices.get(s, float("nan")))]):
+        return _no(rule, f"{what}, and nobody knows how much that leaves: there is no price of {', '.join(lost)}, held")
     fits = float(max(floor(room / worst_price(order, facts) + 1e-9), 0)) if isfinite(room) else 0.0
     return Objection(rule, fits, f"{what}: {fits:g} of {order.quantity:g} shares fit")
 

@@ -108,7 +108,7 @@ class Witness(SimulatedBroker):
         price = world.closes.get(order.symbol, math.nan)
         self.check(not world.stopped, "sent while halted", order)
         self.check(order.symbol in SYMBOLS and order.symbol != "DDD", "a symbol that is not traded", order)
-        self.check(order.symbol not in turn.missing and price > 0, "a stale or unknown price", order)
+        self.check(price > 0 and (order.side == "sell" or order.symbol not in turn.missing), "a stale or unknown price", order)
         self.check(0 < order.quantity < math.inf and order.side in ("buy", "sell"), "no order", order)
         self.check(0 <= turn.wait <= 100, "the market is closed", order)
         self.check(order.limit is None or abs(order.limit / price - 1) <= 0.05 + 1e-9, "limit outside the band", order)
@@ -314,6 +314,7 @@ class World:
         """Positions change, and nobody says why."""
         self.broker.book["positions"]["CCC"] = self.broker.book["positions"].get("CCC", 0.0) + abs(shares)
         self.broker.book["prices"].setdefault("CCC", self.closes["CCC"])
+        self.broker.book["days"].setdefault("CCC", str(self.today))
         self.stopped = self.tampered = True
 
     def resume(self) -> None:

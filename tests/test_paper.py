@@ -100,7 +100,9 @@ def test_what_is_not_known_stops_a_buy(what):
 def test_a_position_without_a_price_stops_buying():
     """Its value is not nothing: no cap can be computed."""
     out, said = judge(BUY, held(GONE=100.0), CAPS)
-    assert out is None and said[-1].rule == "gross_cap"
+    assert out is None and said[-1].rule == "gross_cap" and "there is no price of GONE, held" in said[-1].reason
+    sale, facts = replace(SALE, quantity=10.0, reason="signal"), replace(held(KO=10.0), ages={"KO": 5})
+    assert judge(sale, facts, CAPS) == (sale, []) and [one.rule for one in judge(BUY, facts, CAPS)[1]] == ["price_fresh"]  # a stale price stops buying alone
 
 
 def test_a_rule_that_fails_rejects():
@@ -341,6 +343,33 @@ def test_a_book_of_an_older_version_is_read():
     market = bars_to(close / 2, 82)
     evenings.step(market, words_of(market, abstain=True))
     assert evenings.broker.positions() == pytest.approx({"AAA": 2 * shares}) and evenings.broker.book["days"]["AAA"] == str(market.day(81))
+
+
+@pytest.mark.parametrize("leaves_the_panel", [False, True])
+def test_a_symbol_without_further_bars_is_settled(leaves_the_panel):
+    """After ten sessions, at its last price; then the others are traded as before, and nobody counts it again."""
+    close, evenings, both = closes_of(("AAA", "BBB")), Evenings(), ("AAA", "BBB")
+    evenings.step(bars_to(close, 80, both), words_of(bars_to(close, 80, both)).iloc[:1])
+    evenings.step(bars_to(close, 81, both), words_of(bars_to(close, 81, both), abstain=True))
+    shares, last = evenings.desk.ledger.positions["AAA"], close[80, 0]
+    close[81:, 0] = np.nan
+    for rows in range(82, 92):  # ten sessions without a bar
+        market = bars_to(close[:, 1:], rows, ("BBB",)) if leaves_the_panel else bars_to(close, rows, both)
+        told = evenings.step(market, words_of(market, abstain=True))
+        assert evenings.broker.positions() == {"AAA": shares} and told["state"] == "ACTIVE"
+    worth = evenings.broker.money().equity
+    for rows in (92, 93, 94):
+        market = bars_to(close[:, 1:], rows, ("BBB",)) if leaves_the_panel else bars_to(close, rows, both)
+        told = evenings.step(market, words_of(market).iloc[-1:])
+        assert told["state"] == "ACTIVE" and "AAA" not in evenings.broker.positions()
+    ledger = evenings.desk.ledger
+    assert [(one.symbol, one.details) for one in evenings.lines("settled")] == [("AAA", {"quantity": shares, "price": last})]
+    lot = ledger.lots[0]
+    assert evenings.broker.money().equity == pytest.approx(worth, rel=0.01) and "AAA" not in ledger.plans and lot.left == 0 and lot.got == pytest.approx(shares * last) and lot.ended == market.day(91)
+    assert ledger.positions["BBB"] > 0 and ledger.positions == evenings.broker.positions()
+    from mltrader.rehearsal import tell
+
+    assert len(tell(evenings.journal.events, bars_to(close, 94, both), evenings.settings).marks) == 15
 
 
 # --- a broker whose market goes on by itself -----------------------------------------------------------------------------
