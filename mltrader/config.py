@@ -444,7 +444,7 @@ class ScheduleSettings(Section):
     zone: str = "America/New_York"  # IANA
     settle_minutes: int = Field(60, ge=0, le=1440)  # after a session's close, before it counts as over
     misfire_grace_hours: float = Field(96.0, gt=0)  # a run missed by more than this is left to the next due time
-    attempts: int = Field(3, ge=1, le=10)  # of one due time, if runs are killed or interrupted
+    attempts: int = Field(3, ge=1, le=10)  # of one due time, if runs are killed or interrupted, or a monitor fails
 
     @model_validator(mode="after")
     def _a_time_in_a_zone(self) -> "ScheduleSettings":
@@ -496,7 +496,7 @@ class PaperSettings(Section):
     kelly: float = Field(0.25, gt=0, le=1)  # share of the bet that edge over variance asks for
     min_edge_bps: float = Field(20.0, ge=0)  # expected return of a trade, after costs, below which nothing is bought
     volatility_target: float = Field(0.10, gt=0)  # of the account, a year
-    volatility_sessions: int = Field(60, ge=20)  # of returns behind variances and correlations
+    volatility_sessions: int = Field(60, ge=20, le=250)  # of returns behind variances and correlations
     min_trade: float = Field(0.01, ge=0, lt=1)  # smaller changes of a position are not worth their cost
     max_order: Share = 0.10  # of equity in one order
     max_position: Share = 0.15  # in one symbol
@@ -514,7 +514,7 @@ class PaperSettings(Section):
     settle_sessions: int = Field(10, ge=1)  # without a bar, after which the simulated broker settles a position at its last price
     max_wait_hours: float = Field(100.0, gt=0)  # to the next open; longer, and the market counts as closed
     halted_symbols: tuple[str, ...] = ()  # never traded
-    atr_sessions: int = Field(14, ge=2)  # of the average true range
+    atr_sessions: int = Field(14, ge=2, le=250)  # of the average true range
     stop_atr: float = Field(2.0, gt=0)  # distance of the stop, in ATR, before the factors of sector, confidence and horizon
     volatility_ratio: Levels = (1.5, 1.8, 2.4)  # governor: volatility of 5 sessions over that of 60
     confidence_fall: Levels = (0.15, 0.20, 0.35)  # fall of the mean largest probability from its mean of 20 sessions

@@ -88,7 +88,7 @@ def read_tape(market: Market, session: date, settings: Settings) -> Tape:
     counted = np.isfinite(volume).sum(axis=0)
     mean = np.where(counted > 0, np.nansum(volume, axis=0) / np.maximum(counted, 1), np.nan)
     grids = [grid[first:row + 1] for grid in (market.high, market.low)]
-    atr = average_range(*grids, close, rule.atr_sessions) if len(close) > 1 else np.full(close.shape[1], np.nan)
+    atr = average_range(*grids, close, rule.atr_sessions)
     return Tape(mark[-1], earlier, np.where(last[-1] >= 0, len(close) - 1 - last[-1], 10**6), mean, atr, returns)
 
 # %% ../nbs/71_paper.ipynb #c165fa51

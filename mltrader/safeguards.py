@@ -455,10 +455,10 @@ class Plan:
 
 def average_range(high: np.ndarray, low: np.ndarray, close: np.ndarray, sessions: int) -> np.ndarray:
     """Average true range of the last `sessions` rows, shape (n_symbols,), from arrays of shape (n_sessions, n_symbols); NaN where fewer than two closes are known."""
-    before, close = close[-sessions - 1:-1], close[-sessions:]
+    before, close = np.vstack([np.full((1, close.shape[1]), np.nan), close])[-sessions - 1:-1], close[-sessions:]  # before the first close there is none
     top, bottom = (np.where(np.isfinite(one[-sessions:]), one[-sessions:], close) for one in (high, low))
     ranges = np.fmax(top, before) - np.fmin(bottom, before)
-    ranges = np.where(np.isfinite(before[:len(ranges)]) & np.isfinite(close), ranges, np.nan)
+    ranges = np.where(np.isfinite(before) & np.isfinite(close), ranges, np.nan)
     known = np.isfinite(ranges).any(axis=0)
     return np.where(known, np.nanmean(np.where(known, ranges, 0.0), axis=0), np.nan)
 

@@ -118,6 +118,40 @@ def test_shadow_is_for_simulated_money():
         Desk("x", type("Real", (), {"real_money": True})(), MemoryJournal(), Settings(), shadow=True)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["high and low", "closes only"])
+def test_the_average_range_of_any_length(known):
+    """Against a plain loop: tapes of every length, with holes, and as many sessions as there are or more."""
+    draw = np.random.default_rng(2)
+    whole = 50 + draw.normal(size=(40, 3)).cumsum(axis=0)
+    whole[draw.random(whole.shape) < 0.1] = np.nan
+    for length in range(1, 41):
+        close = whole[:length]
+        high, low = (close + 1, close - 1) if known else (np.full(close.shape, np.nan),) * 2
+        for sessions in (2, 14, length - 1, length, length + 1, 250):
+            if sessions < 1:
+                continue
+            expected = []
+            for column in range(3):
+                ranges = [max(*(tops := [high[at, column] if known else close[at, column], close[at - 1, column]])) - min(low[at, column] if known else close[at, column], tops[1])
+                          for at in range(max(1, length - sessions), length) if np.isfinite(close[at - 1:at + 1, column]).all()]
+                expected.append(np.mean(ranges) if ranges else np.nan)
+            assert np.allclose(safeguards.average_range(high, low, close, sessions), expected, equal_nan=True), (length, sessions)
+
+
+@pytest.mark.parametrize("name", ["atr_sessions", "volatility_sessions"])
+def test_no_setting_looks_back_beyond_the_tape(name):
+    PaperSettings(**{name: 250})
+    with pytest.raises(ValueError, match=name):
+        PaperSettings(**{name: 251})
+
+
+@pytest.mark.parametrize("rows", range(2, 18))
+def test_a_young_panel_can_be_traded(rows):
+    evenings = Evenings()
+    evenings.broker = SimulatedBroker(bars_to(closes_of(), 1), evenings.settings.paper)
+    assert evenings.step(bars_to(closes_of(), rows))["state"] == "ACTIVE"
+
+
 def test_orders_see_those_before_them():
     """Eight buys of 10 % each: the caps hold for the sum."""
     orders = [replace(BUY, client_order_id=f"o{n}", symbol=f"S{n}", quantity=180.0, limit=50.0) for n in range(8)]

@@ -185,14 +185,24 @@ def test_after_any_downtime_there_is_one_run_to_catch_up(folder):
     assert schedule.pending(short, datetime(2024, 3, 21, 22, 30, tzinfo=UTC), []) == datetime(2024, 3, 21, 22, tzinfo=UTC)
 
 
-def test_a_run_that_is_killed_is_begun_again_and_one_that_failed_is_not(folder):
-    world, due = World(folder, plan()), datetime(2024, 3, 4, 23, tzinfo=UTC)
-    world.does = {("monitor", n): "lost" for n in (1, 2, 3)} | {("monitor", 4): "failed"}
+def test_a_run_that_is_killed_is_begun_again_and_a_cycle_that_failed_is_not(folder):
+    world, due = World(folder, plan(), ("cycle",)), datetime(2024, 3, 4, 23, tzinfo=UTC)
+    world.does = {("cycle", n): "lost" for n in (1, 2, 3)} | {("cycle", 4): "failed"}
     for minutes in [*range(0, 60, 5), *range(60, 24 * 60 + 240, 60)]:
         world.tick(due + minutes * MINUTE)
         world.restart()  # the kill took the scheduler, too
-    assert world.served() == [due, due + 5 * MINUTE, due + 10 * MINUTE, due + DAY]
+    assert world.served("cycle") == [due, due + 5 * MINUTE, due + 10 * MINUTE, due + DAY]
     assert world.told() == []  # the runs are on record, and tell of themselves
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3, 4])
+def test_a_monitor_that_failed_is_tried_again_after_a_pause(folder, failures):
+    """A bar that is late is the usual reason; three attempts, ten and twenty minutes apart, and the cycle is not held up."""
+    world, due = World(folder, plan(), ("monitor", "cycle")), datetime(2024, 3, 4, 23, tzinfo=UTC)
+    world.does = {("monitor", n): "failed" for n in range(1, failures + 1)}
+    for minutes in range(0, 120, 5):
+        world.tick(due + minutes * MINUTE)
+    assert world.served() == [due, due + 10 * MINUTE, due + 30 * MINUTE][:failures + 1] and world.served("cycle") == [due] and world.told() == []
 
 
 def test_what_fails_before_a_run_begins_is_told_of_once_and_tried_again(folder):
