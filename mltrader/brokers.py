@@ -102,6 +102,8 @@ class Market:
         What the rows and the columns are; a symbol's sector.
     after : datetime or None
         When the market opens after the last of `sessions`, if that is known.
+    adjusted : tuple of str
+        Symbols whose adjusted close of the last session is not the price that was paid then: a real broker knows them at another one.
     """
 
     sessions: np.ndarray
@@ -113,6 +115,7 @@ class Market:
     volume: np.ndarray
     sectors: Mapping[str, str]
     after: datetime | None = None
+    adjusted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, panel: pd.DataFrame, sectors: Mapping[str, str] | None = None, after: datetime | None = None) -> "Market":
@@ -138,7 +141,8 @@ class Market:
         wide = frame.pivot(index="session", columns="symbol").sort_index()
         symbols = tuple(wide["close"].columns)
         grids = {name: wide[name].to_numpy(dtype=float) for name in ("open", "high", "low", "close", "volume")}
-        return cls(wide.index.to_numpy().astype("datetime64[D]"), symbols, **grids, sectors=dict(sectors or {}), after=after)
+        other = panel.loc[(panel["session"] == wide.index[-1]) & ((factor - 1).abs() > 1e-6), "symbol"]
+        return cls(wide.index.to_numpy().astype("datetime64[D]"), symbols, **grids, sectors=dict(sectors or {}), after=after, adjusted=tuple(sorted(other)))
 
     def at(self, session: date) -> int:
         """The row of a session.

@@ -7,7 +7,7 @@ __all__ = ['MAIN', 'Known', 'Tape', 'read_tape', 'plan_orders', 'Desk', 'strange
            'look_at_account', 'measure', 'facts_of', 'decide', 'ruling', 'send', 'deliver', 'write_cause', 'halt',
            'resume', 'champion_model', 'known_of', 'sessions_due', 'StoredBook', 'opens_after', 'market_of',
            'open_desk', 'left_for_later', 'trade', 'cancel_open', 'status_of', 'attributions', 'attribute',
-           'labels_at_hand']
+           'newest_outputs', 'labels_at_hand']
 
 # %% ../nbs/71_paper.ipynb #22aa1906
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from . import store as db
 from .artifacts import ArtifactStore
 from .brokers import NO_MARKET, AlpacaBroker, Broker, DuplicateOrder, Market, OrderRefused, OrderState, SimulatedBroker
 from .config import Settings, home
-from .core import PROBABILITIES, Clock, ConfigError, LeaseError, MltraderError, VendorError, require_columns, usable_at
+from .core import PROBABILITIES, Clock, ConfigError, DataError, LeaseError, MltraderError, VendorError, require_columns, usable_at
 from .ledger import Event, Journal, KillSwitch, Ledger, LogMoved, StoreJournal, differing
 from mltrader.safeguards import (
     CUT_AT_CRITICAL, METRICS, RULES, Facts, Model, Objection, Order, Plan, Rule, average_range, due_causes, edges, exit_of, followed, govern, judge_all,
@@ -532,6 +532,8 @@ def open_desk(store: Store, settings: Settings, market: Market, account: str = M
     ------
     ConfigError
         If the account was opened with another broker, or without `shadow`, or the broker is refused.
+    DataError
+        If a broker outside would be given prices that are not those of its market.
     """
     clock = clock or Clock()
     with store.read() as conn:
@@ -539,6 +541,9 @@ def open_desk(store: Store, settings: Settings, market: Market, account: str = M
     if row is not None and (row["broker"], bool(row["shadow"])) != (broker, shadow):
         raise ConfigError(f"The account {account} was opened with broker {row['broker']}{' and --shadow' if row['shadow'] else ', without --shadow'}; go on like that, or name another account.")
     theirs = AlpacaBroker(settings.paper, live_flag) if broker == "alpaca" else None
+    if theirs is not None and market.adjusted:
+        raise DataError(f"The adj_close of {', '.join(market.adjusted[:5])} is not the close of {market.day(len(market.sessions) - 1)}: {broker} would get limits and stops at prices that are not traded. "
+                        "Use bars that are adjusted backwards from the last session.")
     if row is None:
         with store.write() as conn:
             db.open_account(conn, account, broker, shadow, settings.paper.capital if theirs is None else theirs.money().equity, settings.paper.model_dump(mode="json"), clock)
@@ -633,16 +638,22 @@ def attribute(store: Store, account: str, ledger: Ledger, labels: pd.DataFrame, 
         return db.add_attributions(conn, account, attributions(ledger, labels, as_of))
 
 # %% ../nbs/71_paper.ipynb #a5e5422e
-def labels_at_hand() -> tuple[pd.DataFrame, str] | None:
-    """The newest labels on disk with the session they were computed at; None if there are none."""
+def newest_outputs(task: str) -> tuple[reports.Upstream, str] | None:
+    """The newest outputs of a task on disk with the session they were computed at; None if there are none."""
     found = []
     for folder in (home() / "monitor", reports.products_folder()):
         try:
-            document = reports.read_outputs(folder / "labels" / "outputs.json")
+            document = reports.read_outputs(folder / task / "outputs.json")
         except (MltraderError, OSError):
             continue
         found.append((document["as_of"], document["entries"]))
     if not found:
         return None
     as_of, entries = max(found, key=lambda one: one[0])
-    return reports.Upstream("labels", entries, ArtifactStore(home() / "artifacts"))["labels"], as_of
+    return reports.Upstream(task, entries, ArtifactStore(home() / "artifacts")), as_of
+
+
+def labels_at_hand() -> tuple[pd.DataFrame, str] | None:
+    """The newest labels on disk with the session they were computed at; None if there are none."""
+    found = newest_outputs("labels")
+    return None if found is None else (found[0]["labels"], found[1])

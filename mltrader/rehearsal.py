@@ -26,7 +26,7 @@ from .brokers import Market, SimulatedBroker, evening
 from .config import Settings, changed, home, set_environment
 from .core import PROBABILITIES, Clock, ConfigError, require_columns, to_session
 from .ledger import Event, Ledger, MemoryJournal, StoreJournal
-from .paper import Desk, Known, market_of, status_of
+from .paper import Desk, Known, market_of, newest_outputs, status_of
 from .safeguards import RULES, Model, Rule
 from .store import Store
 
@@ -299,9 +299,9 @@ def leave_rehearsal(settings: Settings, start: Any, end: Any, walk: str | None =
 
 
 def leave_account(store: Store, settings: Settings, account: str) -> dict[str, Any]:
-    """The page of an account, on the last cycle's panel."""
+    """The page of an account, on the newest panel: its log goes on after the last cycle."""
     status = status_of(store, account)
-    found = last_products("market")["market"]
+    found = (newest_outputs("market") or (last_products("market")["market"],))[0]  # or an error that says what is missing
     market = market_of({name: found[name] for name in ("panel", "sectors") if name in found}, settings)
     story = tell(StoreJournal(store, account).read(), market, settings)
     facts = {"Broker": status["broker"], "State": f"{status['state']}{' (' + ', '.join(status['causes']) + ')' if status['causes'] else ''}, governor {status['governor']}",

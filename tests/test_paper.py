@@ -23,7 +23,7 @@ from mltrader import safeguards
 from mltrader import store as db
 from mltrader.brokers import AlpacaBroker, DuplicateOrder, Hours, Market, Money, OrderRefused, OrderState, SimulatedBroker
 from mltrader.config import PaperSettings, Settings
-from mltrader.core import Clock, ConfigError, IntegrityError, VendorError
+from mltrader.core import Clock, ConfigError, DataError, IntegrityError, VendorError
 from mltrader.ledger import Event, KillSwitch, Ledger, LogMoved, MemoryJournal, Repeated, StoreJournal
 from mltrader.paper import Desk, Known, halt, resume, send
 from mltrader.safeguards import RULES, Facts, Model, Order, judge, judge_all, order_id
@@ -985,6 +985,25 @@ def test_an_order_in_doubt_at_alpaca_is_asked_for(alpaca, tmp_path):
     assert desk.step(Known(session, market, frame, session, pw.GOOD))["causes"] == ["mismatch"]
 
 
+def test_alpaca_is_not_given_adjusted_prices(alpaca, tmp_path, monkeypatch):
+    """A panel whose last close is adjusted gives limits at prices that are not traded; the account is not even opened."""
+    from mltrader.paper import open_desk
+
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    store, rule = Store(f"sqlite:///{tmp_path}/paper.db"), Settings(paper={"url": alpaca.url})
+    days = pd.bdate_range("2024-01-01", periods=30)
+    bars = pd.DataFrame({"session": np.repeat(days, 2), "symbol": ["KO", "PEP"] * 30, "close": 100.0, "adj_close": 100.0})
+    bars.loc[0, "adj_close"] = 50.0  # long ago: as it should be
+    late = bars.copy()
+    late.loc[59, "adj_close"] = 50.0
+    with pytest.raises(DataError, match="adj_close of PEP is not the close of 2024-02-09"):
+        open_desk(store, rule, Market.of(late), broker="alpaca")
+    with store.read() as conn:
+        assert db.account_names(conn) == []
+    open_desk(store, rule, Market.of(late), "simulated")
+    open_desk(store, rule, Market.of(bars), broker="alpaca")
+
+
 @pytest.mark.parametrize("url", ["https://api.alpaca.markets", "https://api.alpaca.markets/", "https://API.alpaca.markets"])
 @pytest.mark.parametrize(("setting", "flag"), [(False, False), (True, False), (False, True)])
 def test_real_money_takes_two_switches(url, setting, flag, monkeypatch):
@@ -1122,6 +1141,29 @@ def test_a_halt_that_is_killed(tmp_path, fail, halted):
     store = Store(f"sqlite:///{tmp_path}/paper.db")
     desk = Desk("main", SimulatedBroker(pw.World().market, PaperSettings()), StoreJournal(store, "main"), Settings(), clock=Clock(NIGHT), switch=KillSwitch(tmp_path))
     assert desk.halted(None) is halted
+
+
+def test_the_report_reads_the_newest_bars(store, tmp_path, monkeypatch):
+    """The account goes on after the last cycle, on what the monitor has fetched."""
+    from mltrader import paper, rehearsal, reports
+    from mltrader.artifacts import ArtifactStore
+
+    def panel(rows: int) -> pd.DataFrame:
+        return pd.DataFrame({"session": pw.DAYS[:rows], "symbol": "AAA", "close": closes_of()[:rows, 0], "adj_close": closes_of()[:rows, 0]})
+
+    documents = {"monitor": {"as_of": str(pw.DAYS[81].date()), "entries": {"panel": panel(82), "summary": {}}}, "products": {"as_of": str(pw.DAYS[79].date()), "entries": {"panel": panel(80), "summary": {}}}}
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    monkeypatch.setattr(reports, "read_outputs", lambda path: documents[next(name for name in documents if name in path.parts)])
+    monkeypatch.setattr(ArtifactStore, "get", lambda self, entry: entry)
+    evenings = Evenings()
+    evenings.journal = StoreJournal(store, "main")
+    for rows in (80, 81, 82):
+        evenings.step(bars_to(closes_of(), rows))
+    rule = Settings(run={"reports": str(tmp_path / "reports")})
+    assert f"to {pw.DAYS[81].date()}" in rehearsal.leave_account(store, rule, "main")["verdict"]
+    documents["monitor"], documents["products"] = documents["products"], documents["monitor"]  # the cycle is the newer one
+    assert f"to {pw.DAYS[81].date()}" in rehearsal.leave_account(store, rule, "main")["verdict"]
+    assert paper.newest_outputs("market")[1] == str(pw.DAYS[81].date())
 
 
 # --- research is not touched ---------------------------------------------------------------------------------------------
