@@ -213,7 +213,7 @@ def options_of(command: Any) -> Iterator[list[str]]:
 def commands_page() -> str:
     """Every command of the command line."""
     parts = ["# Commands", NOTE, "Answers go to stdout, progress and errors to stderr. `--json` prints for machines, `--dry-run` says what would be done and does nothing, `--debug` (anywhere) shows where an "
-             "unexpected error came from. Exit codes: 0 done · 1 unexpected, or a check failed · 2 wrong usage or settings · 3 a cycle ran, and the gate did not promote · 4 data are not valid · 5 a vendor or channel "
+             "unexpected error came from. Exit codes: 0 done · 1 unexpected, or a check failed · 2 wrong usage or settings · 3 it ran, and the answer is no: the gate did not promote, a paper account is HALTED · 4 data are not valid · 5 a vendor or channel "
              "was not reached · 75 another run holds the lease · 130 interrupted."]
     for words, command in commands():
         text, _, example = (command.help or "").partition(" Example: ")

@@ -931,20 +931,22 @@ def paper_start(
     follow: Annotated[bool, typer.Option("--follow", help="Wait for further sessions until Ctrl-C.")] = False,
     dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
-    """Trade what is due on the champion's recorded predictions. Example: mltrader paper start --shadow"""
+    """Trade what is due on the champion's recorded predictions; exit code 3 if the account is HALTED. Example: mltrader paper start --shadow"""
     from threading import Event as Pause
 
-    from mltrader import paper, registry
+    from mltrader import notify, paper, registry
     from mltrader import store as db
     from mltrader.artifacts import ArtifactStore
     from mltrader.config import home, load_settings
+    from mltrader.core import DataError, LeaseError, VendorError
+    from mltrader.log import scrub
 
     if dry_run:
         with _store().read() as conn:
             known = db.paper_account(conn, account)
         say({"account": account, "known": known is not None, "run": False}, as_json, f"Would {'go on with' if known else 'open'} the account {account}. Nothing was done.")
         return
-    while True:
+    def round_() -> bool:
         store, desk, market = _desk(account, broker, shadow, live_orders)
         done, waits = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
         labels = paper.labels_at_hand()
@@ -955,11 +957,23 @@ def paper_start(
             watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " * desk.shadow
         words = [*map(_paper_words, done), *([waits] if waits else [])] or [f"Nothing is due: {desk.ledger.done} is done."]
         say({"account": account, "shadow": desk.shadow, "steps": done, "waits": waits, "attributed": learned}, as_json, watermark + "\n".join(words))
+        notify.deliver(store, desk.settings)
+        return desk.halted(desk.ledger.done)
+
+    while True:
+        try:
+            halted = round_()
+        except (VendorError, LeaseError, DataError) as error:  # by itself it may be over at the next look
+            if not follow:
+                raise
+            typer.echo(scrub(f"mltrader: {error} It is tried again."), err=True)
         if not follow:
-            return
+            break
         Pause().wait(load_settings().paper.poll_seconds)
+    if halted:
+        raise typer.Exit(3)
 
-
+# %% ../nbs/90_cli.ipynb #28c13bea
 @paper_app.command("status")
 def paper_status(account: Account = "main", as_json: Json = False) -> None:
     """An account as its log has it. Example: mltrader paper status --json"""

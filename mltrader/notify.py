@@ -28,7 +28,7 @@ from .log import scrub
 from .store import Store
 
 # %% ../nbs/52_notify.ipynb #0b694316
-KINDS: tuple[str, ...] = ("promotion", "rejection", "failure", "lost", "drift", "event", "rollback", "test")
+KINDS: tuple[str, ...] = ("promotion", "rejection", "failure", "lost", "drift", "event", "rollback", "trading", "test")
 
 
 def plain(text: Any, limit: int = 400) -> str:

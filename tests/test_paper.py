@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mltrader import safeguards
 from mltrader import store as db
 from mltrader.brokers import AlpacaBroker, DuplicateOrder, Hours, Market, Money, OrderRefused, OrderState, SimulatedBroker
-from mltrader.config import PaperSettings, Settings
-from mltrader.core import Clock, ConfigError, DataError, IntegrityError, VendorError
+from mltrader.config import NotifySettings, PaperSettings, Settings
+from mltrader.core import Clock, ConfigError, DataError, IntegrityError, LeaseError, VendorError
 from mltrader.ledger import Event, KillSwitch, Ledger, LogMoved, MemoryJournal, Repeated, StoreJournal
 from mltrader.paper import Desk, Known, halt, resume, send
 from mltrader.safeguards import RULES, Facts, Model, Order, judge, judge_all, order_id
@@ -494,7 +494,7 @@ def test_an_order_that_was_not_sent_waits_for_its_open_and_no_longer(hours, stat
     assert [one.details["reason"][:12] for one in evenings.lines("withheld")] == ["the open of "] * (status == "withheld")
 
 
-def trades(monkeypatch, evenings: Evenings, market: Market, said: set[date], hour: int = 22) -> tuple[list[dict], str | None]:
+def trades(monkeypatch, evenings: Evenings, market: Market, said: set[date], hour: int = 22, store: Store | None = None) -> tuple[list[dict], str | None]:
     """`paper.trade` on an evening on which the champion has spoken of some sessions."""
     from mltrader import paper
 
@@ -504,7 +504,7 @@ def trades(monkeypatch, evenings: Evenings, market: Market, said: set[date], hou
     if isinstance(evenings.broker, SimulatedBroker):
         evenings.broker = SimulatedBroker(market, evenings.settings.paper, book=evenings.broker.book)
     evenings.desk = Desk("main", evenings.broker, evenings.journal, evenings.settings, clock=Clock(datetime.combine(day, clock_time(hour), UTC)), switch=evenings.switch)
-    return paper.trade(evenings.desk, None, market, None)
+    return paper.trade(evenings.desk, store, market, None)
 
 
 def test_a_session_waits_for_its_prediction(monkeypatch):
@@ -1063,6 +1063,77 @@ def test_the_commands(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="real money, which is off"):
         monkeypatch.setenv("MLTRADER_PAPER__URL", "https://api.alpaca.markets")
         call("start", "--account", "other", "--broker", "alpaca", "--live-orders")
+
+
+def test_a_change_of_state_is_told_once(store, monkeypatch, tmp_path):
+    """To REDUCING, to HALTED by somebody else, and back; whoever looks again says nothing new."""
+    from mltrader import paper
+
+    close, evenings = closes_of(), Evenings(switch=KillSwitch(tmp_path), max_daily_loss=0.001)
+    evenings.settings = evenings.settings.model_copy(update={"notify": NotifySettings(channels=["ops"])})
+    evenings.journal = StoreJournal(store, "main")
+    close[81] = 0.9 * close[80]
+    close[82:] = close[81]
+
+    def told() -> list[tuple[str, str]]:
+        with store.read() as conn:
+            return [(row["severity"], row["title"]) for row in db.messages(conn) if row["kind"] == "trading"]
+
+    def look(rows: int) -> None:
+        market = bars_to(close, rows)
+        trades(monkeypatch, evenings, market, {market.day(rows - 1)}, store=store)
+
+    for rows in (80, 81):
+        look(rows)
+    assert told() == []
+    look(82)
+    look(82)
+    assert told() == [("warning", "mltrader: paper account main is REDUCING")]
+    look(83)
+    assert told()[1:] == [("info", "mltrader: paper account main is ACTIVE")]
+    halt(evenings.journal, evenings.switch, "a look", Clock(NIGHT))
+    for _ in range(2):
+        look(83)
+    assert told()[2:] == [("critical", "mltrader: paper account main is HALTED")] and paper.SEVERITY.keys() == set(safeguards.STATES)
+
+
+def test_following_survives_what_is_away_for_now(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from mltrader import cli, paper
+
+    faults, looks = [VendorError("The vendor is away."), LeaseError("Somebody writes."), DataError("A bar is missing.")], []
+
+    class Pause:
+        def wait(self, seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 3:
+                raise KeyboardInterrupt
+
+    class Halted:
+        ledger = Ledger()
+        shadow, settings = False, Settings()
+
+        def halted(self, session: date | None) -> bool:
+            return True
+
+    def away(*given: object) -> None:
+        raise faults[len(looks)]
+
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    monkeypatch.setattr("threading.Event", Pause)
+    monkeypatch.setattr(cli, "_desk", lambda *given: (Store(f"sqlite:///{tmp_path}/x.db"), Halted(), None))
+    monkeypatch.setattr(paper, "trade", away)
+    done = CliRunner().invoke(cli.app, ["paper", "start", "--follow"])
+    assert len(looks) == 3 and all(str(fault) in done.output for fault in faults)
+    with pytest.raises(VendorError):
+        looks.clear()
+        raise CliRunner().invoke(cli.app, ["paper", "start"]).exception
+    monkeypatch.setattr(paper, "trade", lambda *given: ([], None))
+    monkeypatch.setattr(paper, "labels_at_hand", lambda: None)
+    assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 3
+    monkeypatch.setattr(Halted, "halted", lambda self, session: False)
+    assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 0
 
 
 def test_halting_cancels_what_is_open(tmp_path):

@@ -24,7 +24,7 @@ ALLOWED = {
     "orchestrator": {"blocks", "fits", "store", "artifacts", "registry", "reports", "compare", "market", "predict", "log", "notify", "events"}, "schedule": {"store", "log", "notify"},
     "monitor": {"store", "artifacts", "registry", "reports", "market", "vendors", "predict", "orchestrator", "notify"},
     "dashboard": {"store", "artifacts", "log", "quality", "registry", "reports", "orchestrator", "schedule"},
-    "safeguards": set(), "brokers": {"safeguards"}, "ledger": {"store", "artifacts", "safeguards"}, "paper": {"store", "artifacts", "registry", "reports", "safeguards", "brokers", "ledger"},
+    "safeguards": set(), "brokers": {"safeguards"}, "ledger": {"store", "artifacts", "safeguards"}, "paper": {"store", "artifacts", "notify", "registry", "reports", "safeguards", "brokers", "ledger"},
     "rehearsal": {"store", "artifacts", "reports", "safeguards", "brokers", "ledger", "paper"},
     "timemachine": {"store", "archive", "artifacts", "backtest", "drift", "events", "features", "fits", "labels", "market", "memory", "meta", "monitor", "orchestrator", "portfolio", "predict", "regimes", "registry", "reports", "sectors", "splits"},
     "audit": None, "cli": None,
