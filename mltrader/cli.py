@@ -296,7 +296,7 @@ def _one_call(store: Any, symbol: str, session: Any, version: str | None) -> dic
 
     asked, artifacts = None if session is None else to_session(session), ArtifactStore(home() / "artifacts")
     made, role = _speaker(store, asked, version)
-    inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts) for task in ("features", "regimes")}
+    inputs = reports.last_products(("features", "regimes"), store)
     today, regimes = predict.session_inputs(inputs, asked)
     if symbol not in set(today["symbol"]):
         near = get_close_matches(symbol.upper(), sorted(today["symbol"]), 5, 0.4) or sorted(today["symbol"])[:8]

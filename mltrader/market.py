@@ -12,9 +12,9 @@ __all__ = ['PRICES', 'NUMBERS', 'PANEL', 'RATES', 'VIX', 'INDEX', 'EXCHANGE_ZONE
            'read_bars', 'Wheel', 'sync', 'read_member', 'on_scale', 'agreement', 'chain', 'packaged_bars', 'align',
            'equal_weight', 'MarketData', 'read_packaged', 'read_rates', 'read_sectors', 'read_files', 'current_vintage',
            'read_vintage', 'vintage_of', 'synced_symbols', 'read_synced', 'with_fred', 'read_provider',
-           'complete_sessions', 'resolve_as_of', 'choose_universe', 'members', 'no_members', 'is_member', 'coverage',
-           'vintages', 'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run', 'check_file', 'figure',
-           'table', 'coverage_table', 'remarks']
+           'complete_sessions', 'thin_session', 'resolve_as_of', 'choose_universe', 'members', 'no_members',
+           'is_member', 'coverage', 'vintages', 'data_digest', 'quality', 'schema', 'check_schema', 'price_rows', 'run',
+           'check_file', 'figure', 'table', 'coverage_table', 'remarks']
 
 # %% ../nbs/10_market.ipynb #26f82dda
 import csv
@@ -1126,7 +1126,7 @@ class MarketData:
     declared_end: pd.Timestamp
     survivorship: str
     real_index: bool = True
-    degraded: tuple[str, ...] = ()  # what a reader must know of bars that a failed sync left in force
+    degraded: tuple[str, ...] = ()  # what a reader must know of bars that a failed sync left in force, or of a session that is not complete
 
 # %% ../nbs/10_market.ipynb #b825401d
 def read_packaged(cache: Path) -> MarketData:
@@ -1487,11 +1487,30 @@ def complete_sessions(panel: pd.DataFrame, index: pd.DataFrame, share: float, re
     return calendar[complete]
 
 
+def thin_session(data: MarketData, settings: Settings, session: pd.Timestamp) -> list[str]:
+    """What a reader must know of a session that was named and has bars of too few symbols, or none of the index; nothing if it is complete."""
+    if session in complete_sessions(data.panel, data.index, settings.market.complete_share, data.real_index):
+        return []
+    there, last = (data.panel["session"] == session).sum(), data.index.loc[data.index["session"] == session, "index_close"].iloc[-1]
+    index = " and none of the index" if data.real_index and pd.isna(last) else ""
+    return [f"Only {there} of {data.panel['symbol'].nunique()} symbols have a bar of {session.date()}{index}: it is not a complete session."]
+
+
 def resolve_as_of(data: MarketData, settings: Settings, as_of: Any = None) -> pd.Timestamp:
-    """The last session a run may know: the given one (or the session before it), else the last complete one."""
+    """The last session a run may know: the given one (or the session before it), else the last complete one.
+
+    Raises
+    ------
+    ConfigError
+        If the one given is not between the panel's first session and its last.
+    DataError
+        If none is given, and no session is complete.
+    """
     sessions = pd.DatetimeIndex(data.index["session"])
     wanted = as_of if as_of is not None and not pd.isna(as_of) else settings.run.as_of
     if wanted is not None:
+        if to_session(wanted) > sessions[-1]:
+            raise ConfigError(f"`as_of`={to_session(wanted).date()} is after the panel's last session {sessions[-1].date()}; name that one, or leave `as_of` out.")
         sessions = sessions[sessions <= to_session(wanted)]
         if not len(sessions):
             raise ConfigError(
@@ -1885,6 +1904,8 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
     """
     data = read_provider(inputs, settings, as_of)
     last = resolve_as_of(data, settings, as_of)
+    if as_of is not None or settings.run.as_of is not None:
+        data = replace(data, degraded=(*data.degraded, *thin_session(data, settings, last)))
     check_schema(data.panel, "panel", f"provider {settings.market.provider}")
     panel = choose_universe(_rows(data.panel, data.panel["session"] <= last), data.sectors, settings)
     spells, listed = no_members(), settings.universe.members_of or ("sp500" if settings.market.provider == "packaged" else "")

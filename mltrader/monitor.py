@@ -168,7 +168,9 @@ def _work(day: Day, fetch: bool, force: bool) -> None:
         day.findings += day.attempt("sync", lambda: refresh(run.settings, run.clock)) or []
     if day.faults or day.attempt("market", lambda: run_task(run, "market")) is None:
         return  # what a vendor refused is not looked at as if it were new
-    as_of = day.outputs["market"].documents["summary"]["as_of"]
+    summary = day.outputs["market"].documents["summary"]
+    as_of = summary["as_of"]
+    day.findings += [text for text in summary["degraded"] if not text.startswith("DEGRADED")]  # what a vendor owes was said by the sync
     if looked_at(run, as_of) and not force:
         day.findings.append(f"Nothing new: {as_of} is the last session, and was looked at before.")
         return

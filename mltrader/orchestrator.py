@@ -6,8 +6,9 @@
 __all__ = ['SAVED_EVERY', 'HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run', 'open_run', 'check_lease', 'task_results',
            'run_facts', 'events_learned', 'close_run', 'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error',
            'failure_kind', 'persist', 'limited', 'first_error', 'terminable', 'undisturbed', 'fit_ahead',
-           'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back', 'TrainingOrchestrator',
-           'examine', 'as_output', 'run', 'verdict_html', 'table', 'equity_figure', 'leading_figure']
+           'check_products', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
+           'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table', 'equity_figure',
+           'leading_figure']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -234,10 +235,9 @@ def close_run(run: Run, status: str, statuses: Mapping[str, str], notebooks: Map
 # %% ../nbs/60_orchestrator.ipynb #430f0f9f
 def effective_as_of(settings: Settings) -> str | None:
     """The session a cycle would run as of, as ISO text; None if the data cannot say (the market task will then say why)."""
-    if settings.run.as_of is not None:
-        return settings.run.as_of.isoformat()
+    named = settings.run.as_of and settings.run.as_of.isoformat()
     sections = settings.model_dump(mode="json", include={"market", "universe", "labels"})
-    key = digest_json([sections, reports.data_fingerprint(settings), digest_file(Path(core.__file__).with_name("market.py"))])
+    key = digest_json([sections, named, reports.data_fingerprint(settings), digest_file(Path(core.__file__).with_name("market.py"))])
     memo = home() / "inputs" / "as_of.json"
     try:
         known = unsealed(memo)
@@ -249,7 +249,7 @@ def effective_as_of(settings: Settings) -> str | None:
         try:
             output = market.run({"cache": {"folder": home() / "cache"}}, settings, None)
         except MltraderError:
-            return known.get("as_of")
+            return named or known.get("as_of")
         known = {"key": key, "as_of": output.documents["summary"]["as_of"]}
         publish(memo, sealed(known))
     return known["as_of"]
@@ -500,6 +500,14 @@ def fit_ahead(run: Run, name: str) -> dict[str, int] | None:
     return made
 
 # %% ../nbs/60_orchestrator.ipynb #49cab439
+def check_products(products: Iterable[Path]) -> None:
+    """Refuse a DAG whose products are not those of the home in force: its decisions would be in one place, its results in another."""
+    folder = reports.products_folder().resolve()
+    if elsewhere := [path for path in products if not path.resolve().is_relative_to(folder)]:
+        raise ConfigError(f"The build would write {elsewhere[0]}, which is not in {folder}: Ploomber does not read MLTRADER_HOME. Give it the same folder: "
+                          f"`ploomber build --env--home \"{home()}\"`, or run `mltrader cycle`.")
+
+
 class BuildExecutor:
     """What Ploomber calls to build the DAG: one run with lease, records and reports. Named in `pipeline.yaml`."""
 
@@ -508,12 +516,13 @@ class BuildExecutor:
         prepare()
 
     def __call__(self, dag: Any, show_progress: bool = False) -> list[Any]:
-        scheduled = [task for task in dag.values() if task.exec_status.name != "Skipped"]
-        if not scheduled and not _unrecorded():
-            index = reports.reports_folder(load_settings()) / "index.html"
-            print(f"Nothing to do: no task's code, data or settings changed since the last run.\nRead the reports: {index}")
-            return []
         try:
+            check_products(Path(str(task.product.to_json_serializable()["out"])) for task in dag.values())
+            scheduled = [task for task in dag.values() if task.exec_status.name != "Skipped"]
+            if not scheduled and not _unrecorded():
+                index = reports.reports_folder(load_settings()) / "index.html"
+                print(f"Nothing to do: no task's code, data or settings changed since the last run.\nRead the reports: {index}")
+                return []
             return self._build(dag, scheduled)
         except MltraderError as error:
             if self.embedded:

@@ -134,25 +134,23 @@ def predict(
     symbols : sequence of str
         Only these.
     inputs, artifacts
-        By default the products of the last cycle.
+        By default the products of the last cycle that got through.
 
     Raises
     ------
     ConfigError, DataError, IntegrityError
         If there is no such version or session, a symbol has no bar on it, or the version and the features do not belong together.
     """
-    inputs, artifacts = _products(inputs, artifacts)
+    inputs, artifacts = _products(store, inputs, artifacts)
     asked = None if session is None else to_session(session)
     return say(version_for(store, asked, name), [asked], inputs, artifacts, symbols)
 
 
-def _products(inputs: Mapping[str, Mapping[str, Any]] | None, artifacts: ArtifactStore | None) -> tuple[Mapping[str, Mapping[str, Any]], ArtifactStore]:
-    """The products of the last cycle, where none are given."""
-    artifacts = artifacts or ArtifactStore(home() / "artifacts")
-    if inputs is None:
-        inputs = {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts)
-                  for task in ("features", "regimes")}
-    return inputs, artifacts
+def _products(
+    store: Store, inputs: Mapping[str, Mapping[str, Any]] | None, artifacts: ArtifactStore | None
+) -> tuple[Mapping[str, Mapping[str, Any]], ArtifactStore]:
+    """The products of the last cycle that got through, where none are given."""
+    return reports.last_products(("features", "regimes"), store) if inputs is None else inputs, artifacts or ArtifactStore(home() / "artifacts")
 
 
 def load(version: Mapping[str, Any], artifacts: ArtifactStore) -> dict[str, dict[str, Any]]:
@@ -236,14 +234,14 @@ def shadow(store: Store, as_of: Any = None, inputs: Mapping[str, Mapping[str, An
     as_of : session, optional
         By default the last of `inputs`.
     inputs, artifacts
-        By default the products of the last cycle.
+        By default the products of the last cycle that got through.
 
     Raises
     ------
     ConfigError, DataError, IntegrityError
         If there is no champion, no bar on the session, or the champion cannot be heard.
     """
-    inputs, artifacts = _products(inputs, artifacts)
+    inputs, artifacts = _products(store, inputs, artifacts)
     recent = inputs["features"]["latest"]["session"]
     as_of = recent.max() if as_of is None else to_session(as_of)
     reign, rival, words = rival_of(store, as_of)

@@ -13,7 +13,7 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
            'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest',
            'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table',
            'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run',
-           'needed_files', 'remove_files', 'make_room', 'runs', 'load_product']
+           'needed_files', 'remove_files', 'make_room', 'runs', 'load_product', 'last_products']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -320,7 +320,7 @@ class Task:
             return
         self.entries = {name: self.artifacts.put(value).as_dict() for name, value in values.items()}
         failpoint("files:after", self.artifacts.folder)
-        as_of = self.as_of if self.as_of is not None else output.documents["summary"]["as_of"]
+        as_of = output.documents["summary"]["as_of"] if self.name == "market" else self.as_of  # a day that was named may be no session
         document = {"task": self.name, "run_id": self.run_id, "as_of": to_session(as_of).date().isoformat(), "entries": self.entries,
                     "metrics": db.clean(output.metrics)}
         document["digest"] = result_digest(document)
@@ -1249,3 +1249,19 @@ def load_product(run_id: str, task: str, store: Store | None = None) -> Upstream
         if entry["sha256"] in removed and not artifacts.path(entry["sha256"]).exists():
             raise ConfigError(f"`{name}` of task {task!r} in run {run_id!r} was removed by `mltrader gc` on {removed[entry['sha256']]:%Y-%m-%d}; its report and its decisions are still there.")
     return Upstream(task, row["outputs"], artifacts)
+
+
+def last_products(tasks: Sequence[str], store: Store | None = None) -> dict[str, Upstream]:
+    """The outputs of tasks in the last cycle that got through; what a failed or interrupted one has left is not read.
+
+    Raises
+    ------
+    ConfigError
+        If no cycle got through, or its outputs were removed.
+    """
+    store = store or Store(create=False)
+    with store.read() as conn:
+        last = next(iter(db.runs(conn, 1, kind="cycle", status="success")), None)
+    if last is None:
+        raise ConfigError("No cycle has got through yet, so there are no products to read: run `mltrader cycle`; `mltrader history` lists what was tried.")
+    return {task: load_product(last["id"], task, store) for task in tasks}

@@ -468,6 +468,17 @@ def test_the_packaged_panel(packaged):
     assert {row["symbol"] for row in output.rows["price_data"]} == set(market.SECTORS)
 
 
+def test_a_day_after_the_panel_is_refused_and_a_thin_session_is_said(tmp_path):
+    rows = pd.concat([bars(name, seed=i) for i, name in enumerate("ABCDE")])
+    rows[(rows["date"] <= DAYS[30]) | (rows["symbol"] == "A")].to_csv(tmp_path / "bars.csv", index=False)
+    given = own(tmp_path / "bars.csv")
+    for day in ("2099-01-01", pd.Timestamp(DAYS[-1]) + pd.Timedelta(days=1)):
+        with pytest.raises(ConfigError, match=f"after the panel's last session {DAYS[-1]}"):
+            market.run({}, given, pd.Timestamp(day))
+    thin, whole = (market.run({}, given, pd.Timestamp(day)).documents["summary"] for day in (DAYS[-1], DAYS[30]))
+    assert thin["as_of"] == DAYS[-1] and [text for text in thin["degraded"] if "Only 1 of 5 symbols" in text] and whole["degraded"] == []
+
+
 def test_volume_has_no_jump_at_a_split(packaged):
     panel = packaged[1].frames["panel"]
     apple = panel[panel["symbol"] == "AAPL"].set_index("session")["volume"]

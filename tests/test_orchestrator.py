@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import own_home
+from typer.testing import CliRunner
 
 from mltrader import orchestrator, predict, refits, registry, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
+from mltrader.cli import app
 from mltrader.config import home, load_settings
 from mltrader.core import PROBABILITIES, Clock, ConfigError, DataError, IntegrityError, LeaseError, MltraderError
 from mltrader.monitor import heal, keep_watch, monitor
@@ -580,3 +582,48 @@ def test_room_is_made_and_nothing_that_counts_is_lost(world, tmp_path, monkeypat
         db.take_lease(conn, "somebody", 60, Clock())
     with pytest.raises(LeaseError, match="in progress"):
         reports.make_room(store, 1)
+
+
+def test_a_day_that_is_none_of_the_panels_is_no_session_of_a_run(world):
+    """The future is refused before anything is predicted; a weekend is recorded as the session before it."""
+    found = seen(world, "2099-01-01")
+    assert found["exit_code"] == 2 and [step for step, _ in found["faults"]] == ["market"] and "last session" in found["faults"][0][1]
+    weekend = seen(world, "2022-04-24")
+    with world.store.read() as conn:
+        run, counts = db.runs(conn, run_id=weekend["run_id"])[0], db.count_rows(conn, found["run_id"])
+    assert str(run["as_of"]) == "2022-04-22" and not counts["model_predictions"]
+    assert orchestrator.effective_as_of(load_settings(run={"as_of": "2022-04-24"}, **EASY)) == "2022-04-22"
+
+
+def test_what_an_interrupted_cycle_left_is_not_read(world):
+    """A prediction, and an explanation, are of the last cycle that got through."""
+    def stop(task: str) -> None:
+        if task == "labels":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inline(settings=load_settings(run={"as_of": "2021-06-30"}, **EASY), on_task=stop)
+    assert reports.read_outputs(reports.products_folder() / "features" / "outputs.json")["as_of"] == "2021-06-30"
+    assert set(predict.predict(world.store).frame["session"]) == {pd.Timestamp("2022-03-31")}
+    assert CliRunner().invoke(app, ["explain", "KO", "--json"]).stdout.count('"session": "2022-03-31"') == 1
+
+
+def test_a_build_into_another_home_is_refused(tmp_path, monkeypatch, capsys):
+    """Ploomber's home is in env.yaml; with another MLTRADER_HOME, decisions and products would not belong together."""
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / "mine"))
+    monkeypatch.setattr(orchestrator, "prepare", lambda: [])
+    executor = orchestrator.BuildExecutor()
+
+    def dag(folder):
+        product = SimpleNamespace(to_json_serializable=lambda: {"out": f"{folder}/products/market/outputs.json"})
+        return {"market": SimpleNamespace(product=product, exec_status=SimpleNamespace(name="Skipped"))}
+
+    with pytest.raises(SystemExit) as end:
+        executor(dag(".mltrader"))
+    assert end.value.code == 2 and "ploomber build --env--home" in capsys.readouterr().err
+    assert executor(dag(tmp_path / "mine")) == []
+
+
+def test_without_a_cycle_that_got_through_it_is_said_what_to_do(tmp_path):
+    with pytest.raises(ConfigError, match="No cycle has got through yet.*mltrader cycle"):
+        reports.last_products(("features",), Store(f"sqlite:///{tmp_path}/none.db"))
