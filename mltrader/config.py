@@ -63,6 +63,8 @@ class MarketSettings(Section):
     def _needs_a_path(self) -> "MarketSettings":
         if self.provider in ("csv", "parquet") and not self.path:
             raise ValueError(f"provider `{self.provider}` reads a file: set MLTRADER_MARKET__PATH or [market] path")
+        if self.provider not in ("csv", "parquet") and self.path:
+            raise ValueError(f"provider `{self.provider}` does not read `path`={self.path!r}: set [market] provider (MLTRADER_MARKET__PROVIDER) to csv or parquet, or leave `path` out")
         return self
 
 

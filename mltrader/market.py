@@ -513,7 +513,8 @@ def _names(columns: Sequence[str], needed: Sequence[str], numbers: Sequence[str]
     missing = [name for name in needed if name not in names]
     if missing:
         hint = " Separate columns by commas." if len(names) == 1 and re.search(r"[;\t|]", str(columns[0])) else ""
-        raise DataError(f"{file}, row 1: missing column(s) {missing}; it has {[str(c) for c in columns][:20]}.{hint}")
+        form = " Give one row a symbol and day; melt a wide table." if "symbol" in missing else ""
+        raise DataError(f"{file}, row 1: missing column(s) {missing}; it has {[str(c) for c in columns][:20]}.{hint or form}")
     unread = pd.DataFrame({"row": 1, "symbol": "", "name": [n for n in names if n not in (*needed, *numbers)]})
     faults.add(unread, np.ones(len(unread), dtype=bool), "name", "this column is not read", "note")
     return names

@@ -754,7 +754,14 @@ def examine() -> list[dict[str, Any]]:
         return "modules equal notebooks"
 
     def stored() -> str:
-        store = Store()
+        try:
+            store = Store(create=False)
+        except ConfigError as error:
+            if "There is no store" not in str(error):
+                raise
+            return "none yet"
+        if store.version() < len(db.MIGRATIONS):
+            raise ConfigError(f"version {store.version()}, this mltrader works with {len(db.MIGRATIONS)}; run `mltrader store migrate`")
         with store.read() as conn:
             best = db.alias_target(conn, registry.CHAMPION)
         for name, entry in (best["manifest"]["components"] if best else {}).items():
@@ -766,8 +773,9 @@ def examine() -> list[dict[str, Any]]:
         from mltrader import market
 
         settings = load_settings()
-        found = market.read_provider({"cache": {"folder": home() / "cache"}}, settings)
-        return f"{settings.market.provider}, {len(found.panel):,} bars to {found.panel['session'].iloc[-1].date()}"
+        output = market.run({"cache": {"folder": home() / "cache"}}, settings, None)  # what `mltrader data check` judges, and a cycle begins with
+        found = output.documents["summary"]
+        return f"{settings.market.provider}, {found['rows']:,} bars of {found['symbols']} symbols as of {found['as_of']}; {len(output.frames['faults'])} remarks"
 
     def telemetry() -> str:
         if os.environ.get("PLOOMBER_STATS_ENABLED", "").lower() != "false":
@@ -831,7 +839,7 @@ def verdict_html(output: TaskOutput) -> str:
 
     symbols = d["symbols"] if isinstance(d["symbols"], int) else len(d["symbols"])
     cards = [("log-loss gained over the prior, nats a row (95 %)", number("gain_over_prior")), ("… over a logit on volatility and VIX", number("gain_over_logit")),
-             ("rank IC of p(buy) − p(sell)", number("ic")), ("drift score of the last 60 sessions", f"{_number(d['drift_score']):.2f} <span>p = {_number(d['drift_p']):.2f}</span>"),
+             ("rank IC of p(buy) − p(sell)", number("ic")), ("drift score of the last 60 sessions (p: over all windows)", f"{_number(d['drift_score']):.2f} <span>p = {_number(d['drift_p']):.2f}</span>"),
              ("symbols · rows", f"{symbols} · {d['rows']:,}"), ("features · trials so far", f"{d['n_features']} · {d['trials']}")]
     body = "".join(f"<div class=card><b>{value}</b><span>{escape(label)}</span></div>" for label, value in cards)
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in d["reasons"])
@@ -843,14 +851,16 @@ def verdict_html(output: TaskOutput) -> str:
 
 
 def table(output: TaskOutput) -> "pd.DataFrame":
-    """Out-of-sample scores of the stack beside the baselines: all years, and the last evaluation year apart."""
+    """Out-of-sample scores of the stack beside the baselines: all years, and the last evaluation year apart; IC with its 95 % interval, as that of a single year is wide."""
     frame = output.frames["performance"]
     wanted = ["log_loss", "balanced_accuracy", "macro_f1", "accuracy", "ic", "calibration_error"]
     frame = frame[frame["scope"].isin(["all", "last_year"]) & frame["metric"].isin(wanted)]
     wide = frame.pivot_table(index=["scope", "model"], columns="metric", values="value", sort=False)
+    ic = frame[frame["metric"] == "ic"].set_index(["scope", "model"])[["low", "high"]].rename(columns={"low": "ic_low", "high": "ic_high"})
+    wide, wanted = wide.join(ic), [*wanted[:5], "ic_low", "ic_high", *wanted[5:]]
     order = [m for m in ("stack", "forest", "boosting", "logit", "prior", "majority") if m in wide.index.get_level_values("model")]
     return wide.reindex([(s, m) for s in ("all", "last_year") for m in order if (s, m) in wide.index])[[c for c in wanted if c in wide.columns]].round(3).rename(
-        index=lambda name: name.replace("_", " "), columns=lambda name: {"ic": "IC"}.get(name, name.replace("_", " ")))
+        index=lambda name: name.replace("_", " "), columns=lambda name: name.replace("ic_", "IC ") if name.startswith("ic_") else {"ic": "IC"}.get(name, name.replace("_", " ")))
 
 # %% ../nbs/60_orchestrator.ipynb #2f744857
 def equity_figure(equity: "pd.DataFrame") -> "Figure":

@@ -164,14 +164,16 @@ def say(version: Mapping[str, Any], sessions: Sequence[pd.Timestamp | None], inp
 
     Raises
     ------
-    DataError, IntegrityError
-        If a session or a symbol named has no bar, the version and the features do not belong together, or a model file is missing or damaged.
+    ConfigError, DataError, IntegrityError
+        If a symbol named or a session has no bar, the version and the features do not belong together, or a model file is missing or damaged.
     """
     name, feature_set = version["name"] or version["id"][:12], inputs["features"]["feature_set"]
     given = [session_inputs(inputs, session) for session in sessions]
+    there = {symbol for today, _ in given for symbol in today["symbol"]}
+    symbols = [symbol if symbol in there else symbol.upper() for symbol in symbols]
     for today, _ in given:
         if missing := sorted(set(symbols) - set(today["symbol"])):
-            raise DataError(f"{', '.join(missing)}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(sorted(today['symbol'])[:8])} …")
+            raise ConfigError(f"{', '.join(missing)}: no bar on {today['session'].iloc[0].date()}; there are {', '.join(sorted(today['symbol'])[:8])} …")
     check_features(version["manifest"], feature_set, name)
     models = models or load(version, artifacts)
     today, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*given, strict=True))

@@ -13,7 +13,8 @@ __all__ = ['RECIPE_SECTIONS', 'PIPELINE', 'HISTORY_KEPT', 'PIPELINE_HEAD', 'RUN_
            'picture', 'run_section', 'notebook_page', 'code_digests', 'build_manifest', 'seal_manifest',
            'read_manifest', 'check_manifest', 'reports_folder', 'collect_notebooks', 'task_page', 'badge', 'html_table',
            'run_index', 'sparkline', 'run_records', 'all_runs_index', 'leave_reports', 'damaged_products', 'verify_run',
-           'needed_files', 'remove_files', 'make_room', 'runs', 'load_product', 'last_products']
+           'needed_files', 'remove_files', 'make_room', 'runs', 'load_product', 'last_products', 'tradable_of',
+           'tradable_words']
 
 # %% ../nbs/51_reports.ipynb #3b1e6f51
 import ast
@@ -32,7 +33,7 @@ from . import registry
 from . import store as db
 from .artifacts import ArtifactStore, FoldCache, publish, sealed, unsealed
 from .config import Settings, home, load_settings
-from .core import PROBABILITIES, SESSION_DTYPE, TASKS, Clock, ConfigError, IntegrityError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
+from .core import PROBABILITIES, SESSION_DTYPE, TASKS, Clock, ConfigError, IntegrityError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
 # %% ../nbs/51_reports.ipynb #5ebce5e0
@@ -1265,3 +1266,22 @@ def last_products(tasks: Sequence[str], store: Store | None = None) -> dict[str,
     if last is None:
         raise ConfigError("No cycle has got through yet, so there are no products to read: run `mltrader cycle`; `mltrader history` lists what was tried.")
     return {task: load_product(last["id"], task, store) for task in tasks}
+
+
+def tradable_of(store: Store, version: str) -> dict[str, Any] | None:
+    """What the gate that judged a version said of trading on it (`verdict statement edge_ann low high …`); None if that is not on record."""
+    try:
+        with store.read() as conn:
+            judged_by = db.version_row(conn, version)["run_id"]
+        return load_product(judged_by, "promotion", store)["decision"]["tradable"]
+    except (MltraderError, KeyError, TypeError):
+        return None
+
+
+def tradable_words(found: Mapping[str, Any] | None) -> str:
+    """The answer of `tradable_of` in a line."""
+    if found is None:
+        return "not on record"
+    edge, low, high = (found.get(name) for name in ("edge_ann", "low", "high"))
+    measured = all(value is not None and value == value for value in (edge, low, high))
+    return str(found.get("verdict")) + (f", {100 * edge:+.1f} % a year [{100 * low:+.1f}, {100 * high:+.1f}]" if measured else "")

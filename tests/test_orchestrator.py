@@ -1,5 +1,6 @@
 """Cycles after the first, without kernels: what a second candidate is compared with, and what the past still answers."""
 import itertools
+import json
 import shutil
 import signal
 import sqlite3
@@ -253,10 +254,49 @@ def test_hindsight_is_named_and_never_recorded(world):
 
 
 @pytest.mark.parametrize(("session", "symbols", "error", "words"), [
-    ("2022-04-15", (), DataError, "no bars of 2022-04-15"), (None, ("ZZZ",), DataError, "ZZZ: no bar on 2022-03-31; there are AMD, BAC")])
+    ("2022-04-15", (), DataError, "no bars of 2022-04-15"), (None, ("ZZZ",), ConfigError, "ZZZ: no bar on 2022-03-31; there are AMD, BAC")])
 def test_what_was_not_observed_is_not_predicted(world, session, symbols, error, words):
     with pytest.raises(error, match=words):
         predict.predict(world.store, session, symbols=symbols)
+
+
+def test_symbols_are_named_as_one_writes_them(world):
+    """In capitals or not, before or after the options; one that is not there is wrong usage."""
+    said = json.loads(CliRunner().invoke(app, ["predict", "ko", "--symbol", "bac", "--dry-run", "--json"]).stdout)
+    assert [row["symbol"] for row in said["predictions"]] == ["BAC", "KO"]
+    told = json.loads(CliRunner().invoke(app, ["explain", "ko", "--as-of", "2022-03-30", "--json"]).stdout)
+    assert (told["symbol"], told["session"]) == ("KO", "2022-03-30")
+    for command in (["explain", "ZZZ"], ["predict", "ZZZ"]):
+        assert CliRunner().invoke(app, command).exception.exit_code == 2
+
+
+def test_the_gates_word_on_trading_stands_beside_the_champion(world):
+    best = registry.champion(world.store)
+    found = reports.tradable_of(world.store, best["id"])
+    assert found["verdict"] in ("tradable", "not shown", "refuted")
+    words = reports.tradable_words(found)
+    assert words.startswith(found["verdict"])
+    for command in ("status", "champion"):
+        assert words in CliRunner().invoke(app, [command]).stdout
+        document = json.loads(CliRunner().invoke(app, [command, "--json"]).stdout)
+        assert document.get("champion", document)["tradable"]["verdict"] == found["verdict"]
+    assert reports.tradable_words({"verdict": "refuted", "edge_ann": -0.046, "low": -0.08, "high": -0.015}) == "refuted, -4.6 % a year [-8.0, -1.5]"
+    assert reports.tradable_of(world.store, "0" * 64) is None and reports.tradable_words(None) == "not on record"
+
+
+def test_what_could_not_be_judged_is_not_called_no(world):
+    text = CliRunner().invoke(app, ["drift"]).stdout
+    with world.store.read() as conn:
+        silent = sum(row["score"] is None for row in db.last_drift(conn))
+    assert silent and text.count("insufficient") == silent and f"{silent} more could not judge" in text
+
+
+def test_without_an_event_of_its_own_the_archives_are_counted(world, monkeypatch):
+    from mltrader.events import DynamicArchiveUpdater
+
+    monkeypatch.setattr(DynamicArchiveUpdater, "get_captured_events", lambda self: [])
+    known = sum(name.startswith("event_") for name in reports.load_product(world.runs[2]["run_id"], "archive", world.store)._entries)
+    assert known and f"the archive holds {known} canonical ones" in CliRunner().invoke(app, ["events"]).stdout
 
 
 def test_a_version_on_other_features_or_with_other_bytes_is_refused(world):
