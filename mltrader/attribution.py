@@ -460,7 +460,7 @@ def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: S
     call : str
         Class.
     proba, prior : float
-        Of the class; `points` add up to their difference.
+        Of the class; `points` add up to their difference. The part of the training rows' weights, the same for everybody, is added to the start.
     points : ndarray of shape (n_parts,)
     names : sequence of str of length n_parts
     places : ndarray of shape (n_parts,) or None
@@ -472,12 +472,15 @@ def sentence(call: str, proba: float, prior: float, points: np.ndarray, names: S
     start : str
         What `prior` is called.
     """
-    shown = [int(place) for place in np.argsort(-np.abs(points), kind="stable")[:most] if abs(points[place]) >= 0.005]
-    sizes, left = [round(float(points[place]), 2) for place in shown], len(points) - len(shown)
-    rest = round(proba, 2) - round(prior, 2) - sum(sizes)
-    if not left:  # nobody else to take what rounding leaves over
+    same = [place for place, name in enumerate(names) if name == WEIGHTS_TERM]
+    shown = [int(place) for place in np.argsort(-np.abs(points), kind="stable") if place not in same and abs(points[place]) >= 0.005][:most]
+    sizes, left = [round(float(points[place]), 2) for place in shown], len(points) - len(shown) - len(same)
+    begin = round(prior + sum(float(points[place]) for place in same), 2)  # what moves everybody alike is no reason of this row: it goes into the start
+    rest = round(proba, 2) - begin - sum(sizes)
+    if not left and sizes:  # nobody else to take what rounding leaves over
         sizes[0] += rest
-    told = [f"{size:+.2f} from {words.get(names[place], names[place])}" + ("" if places is None or names[place] in (REGIME_TERM, WEIGHTS_TERM) else f" {place_words(places[place])}")
+    told = [f"{size:+.2f} from {words.get(names[place], names[place])}" + ("" if places is None or names[place] == REGIME_TERM else f" {place_words(places[place])}")
             for size, place in zip(sizes, shown, strict=True)]
     told += [f"{round(rest, 2) + 0.0:+.2f} from {left} other{'s' if left > 1 else ''}"] if left else []
-    return f"{call.upper()} {round(proba, 2):.2f} ({start} {round(prior, 2):.2f}): {', '.join(told)}."
+    weighted = f", {begin:.2f} with the training rows' weights" if begin != round(prior, 2) else ""
+    return f"{call.upper()} {round(proba, 2):.2f} ({start} {round(prior, 2):.2f}{weighted}): {', '.join(told)}."

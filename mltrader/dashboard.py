@@ -13,8 +13,8 @@ __all__ = ['LOOPBACK', 'PATHS', 'COOKIE', 'WITH_PORT', 'HOW_TO_TOKEN', 'BADGES',
            'history_part', 'why_page', 'drift_part', 'events_part', 'watch_part', 'drift_page', 'prediction_words',
            'explanation_html', 'heat_map', 'where_page', 'weeks_of', 'equity_page', 'paper_positions', 'paper_causes',
            'paper_part', 'paper_page', 'outcome_of', 'record', 'run_of', 'settle', 'Operator', 'actions_table',
-           'panel_library', 'Page', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard', 'open_server',
-           'address_of', 'serve']
+           'panel_library', 'Page', 'as_shown', 'prediction_tab', 'earlier_champions', 'operate_tab', 'guard',
+           'open_server', 'address_of', 'serve']
 
 # %% ../nbs/70_dashboard.ipynb #bba6cc9d
 import hmac
@@ -516,6 +516,7 @@ def now_page(source: Source) -> Markup:
     best, metrics = state["champion"], (state["ended"] or {}).get("metrics") or {}
     head = progress_words(state) if state["running"] else markup("<p><b>Nothing is running.</b> A cycle is {due}: {reason}.</p>", due="due" if state["due"] else "not due", reason=state["reason"])
     facts = cards({"champion": best["name"] if best else "none", "champion since (UTC)": best["moved_at"] if best else None, "as of session": best["moved_as_of"] if best else None,
+                   "tradable?": reports.tradable_words(reports.tradable_of(source.store, best["id"])) if best else None,
                    "gain over the prior, nats": metrics.get("promotion.gain_over_prior"), "gain over the logit, nats": metrics.get("promotion.gain_over_logit"), "IC": metrics.get("meta.ic"),
                    "next due, if a scheduler runs (UTC)": state["next_due"]})
     watched = state["monitor"]
@@ -580,7 +581,8 @@ def champion_page(source: Source) -> Markup:
         [lines_picture(weeks, "week", {"log_loss": "champion", "prior_loss": "prior"}, "Live log-loss by week", "nats a row"),
          table(weeks.iloc[::-1].head(26), {"week": "week of", "rows": "predictions", "log_loss": "log-loss", "prior_loss": "prior", "rank_correlation": "rank correlation with the class"}),
          note(f"{int(weeks['rows'].sum()):,} predictions of all champions, each as first recorded", "baseline: class frequencies at the time", "rank correlation of p(buy) − p(sell) with the class that came")])
-    return joined([head, section("Promotions and rollbacks", timeline(moves)) if moves else "",
+    trade = cards({"tradable?": reports.tradable_words(reports.tradable_of(source.store, best["model_version"]))}) if best else ""
+    return joined([head, trade, section("Promotions and rollbacks", timeline(moves)) if moves else "",
                    section("Each cycle's candidate", *scores, note("Purged walk-forward, all out-of-fold years", "baselines: class frequencies, and a logit on volatility and VIX", "gains in nats a row")),
                    section("Live, by matured week", live)])
 
@@ -644,8 +646,10 @@ def why_page(source: Source, component: str, regime: str) -> Markup:
     leader = frame[(frame["component"] == component) & (frame["regime"] == regime)].sort_values("rank")["feature"].head(3).tolist()
     head = markup("<p>In <b>{regime}</b>, {component} leans most on <b>{names}</b>.</p>", regime=regime.replace("_", " "), component=component, names=", ".join(map(str, leader)) or "nothing that can be said")
     pairs = frame_of(explained, "interactions")
+    measured = ", ".join(sorted(set(pairs["component"].astype(str)))) if len(pairs) else ""
     pairs = pairs[pairs["component"] == component].nlargest(12, "strength") if len(pairs) else pairs
-    together = empty("This run has stored no interactions.", "mltrader cycle --force") if pairs.empty else table(
+    none = empty(f"Pairs of features are measured for {measured} alone.") if measured else empty("This run has stored no interactions.", "mltrader cycle --force")
+    together = none if pairs.empty else table(
         [{**row, "bar": bar(row["strength"], float(pairs["strength"].max())), "share": f"{row['share']:.1%}"} for row in pairs.to_dict("records")],
         {"feature": "feature", "other": "with", "bar": "", "share": "share", "strength": "strength"}, 4)
     span = (explained["summary"] if "summary" in explained else {}).get("components", {}).get(component)
@@ -726,7 +730,8 @@ def explanation_html(source: Source, row: Mapping[str, Any]) -> Markup:
     """Why a prediction came out as it did, as far as it was stored."""
     symbol, call, day = str(row["symbol"]), str(row["call"]), row["session"]
     text, parts = explanation(source, symbol, day, call)
-    head = markup("<h3>{symbol}: {call} {p}</h3>", symbol=symbol, call=call.upper(), p=words(row["confidence"], 2))
+    silent = "abstain, most probable " if row.get("abstains") == "yes" else ""
+    head = markup("<h3>{symbol}: {silent}{call} {p}</h3>", symbol=symbol, silent=silent, call=call.upper(), p=words(row["confidence"], 2))
     if not text and parts.empty:
         return joined([head, empty("No explanation of this prediction is stored.", f"mltrader explain {symbol} --session {words(day)}" if re.fullmatch(r"[\w.^=-]{1,32}", symbol) else "mltrader cycle --force")])
     largest = float(parts["contribution"].abs().max()) if len(parts) else 0.0
@@ -1166,6 +1171,11 @@ class Page:
         return [self.pn.Row(component, regime), self.pn.bind(lambda c, r: self.html(self.guarded(why_page, c, r)), component, regime)]
 
 # %% ../nbs/70_dashboard.ipynb #18537b61
+def as_shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """Predictions as the table has them: numbers as text, and no class for who abstains, as on the command line."""
+    return frame.assign(call=frame["call"].where(frame["abstains"] != "yes", "abstain"), **{name: frame[name].map(lambda v: words(v, 2)) for name in ("confidence", *CLASSES)})
+
+
 def prediction_tab(page: Page) -> list[Any]:
     """The table with its filters, and the explanation of the row that was clicked."""
     try:
@@ -1180,9 +1190,9 @@ def prediction_tab(page: Page) -> list[Any]:
                                 widths={"symbol": 92, "sector": 165, "regime": 100, "call": 62, "confidence": 56, "sell": 62, "hold": 68, "buy": 62, "abstains": 76},
                                 titles={"confidence": "p", "abstains": "silent"},
                                 text_align={name: "right" for name in ("confidence", *CLASSES)})
-    grid.value = frame[shown].assign(**{name: frame[name].map(lambda v: words(v, 2)) for name in ("confidence", *CLASSES)})
+    grid.value = as_shown(frame)[shown]
     name = pn.widgets.TextInput(name="Symbol contains", width=160, stylesheets=[WIDGET_STYLE])
-    filters = {"sector": page.choice("Sector", ["any", *sorted(frame["sector"].unique())]), "call": page.choice("Class", ["any", *CLASSES], 110), "abstains": page.choice("Abstains", ["any", "no", "yes"], 110)}
+    filters = {"sector": page.choice("Sector", ["any", *sorted(frame["sector"].unique())]), "call": page.choice("Class", ["any", *CLASSES, "abstain"], 110), "abstains": page.choice("Abstains", ["any", "no", "yes"], 110)}
 
     def keep(rows: pd.DataFrame, text: str, **chosen: str) -> pd.DataFrame:
         mask = rows["symbol"].astype(str).str.contains(text.strip(), case=False, regex=False)

@@ -432,7 +432,7 @@ def calls_in_points(found: Explained, keys: pd.DataFrame, X: pd.DataFrame, quant
     Returns
     -------
     latest : DataFrame [session, symbol, class, feature, words, value, percentile, contribution]
-        `contribution` in points of probability; those of a symbol and class add up to p - prior.
+        `contribution` in points of probability; those of a symbol and class add up to p - prior. Largest first; then the weights of the training rows, and the rest.
     texts : DataFrame [session, symbol, call, proba, prior, text]
         About the most probable class.
     """
@@ -441,7 +441,9 @@ def calls_in_points(found: Explained, keys: pd.DataFrame, X: pd.DataFrame, quant
     values = np.full((n, len(names)), np.nan)
     values[:, :X.shape[1]] = X.to_numpy(dtype=float)
     places = None if quantiles is None else np.column_stack([percentiles(X.to_numpy(dtype=float), quantiles, list(X.columns)), np.full((n, len(names) - X.shape[1]), np.nan)])
-    order = np.argsort(-np.abs(points), axis=1, kind="stable")[:, :top]                         # (n, top, 3)
+    weights = [len(names) - 1] if prior is not None else []                                    # the same for everybody: named, and last
+    order = np.argsort(-np.abs(points[:, :len(names) - len(weights)]), axis=1, kind="stable")[:, :top - len(weights)]
+    order = np.concatenate([order, np.full((n, len(weights), len(CLASSES)), len(names) - 1)], axis=1)  # (n, top, 3)
     row, klass = np.arange(n)[:, None, None], np.arange(len(CLASSES))[None, None, :]
     kept, chosen = points[row, order, klass], names[order]
     rest = points.sum(axis=1) - kept.sum(axis=1)

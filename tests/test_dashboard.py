@@ -255,6 +255,22 @@ def test_pages_say_on_what_their_numbers_rest(source):
     assert "neither better nor worse" in text["where"]
 
 
+def test_who_abstains_makes_no_call_and_what_is_not_measured_is_said(source):
+    said = dashboard.predictions(source)
+    silent = said["abstains"] == "yes"
+    shown = dashboard.as_shown(said)
+    assert silent.any() and set(shown.loc[silent, "call"]) == {"abstain"} and not (shown.loc[~silent, "call"] == "abstain").any()
+    assert "abstain, most probable" in dashboard.explanation_html(source, said[silent].iloc[0].to_dict())
+    text = BeautifulSoup(dashboard.why_page(source, "boosting", "all"), "html.parser").get_text()
+    assert "Pairs of features are measured for forest alone" in text and "cycle --force" not in text
+
+
+def test_the_gates_word_on_trading_is_on_the_first_pages(source, monkeypatch):
+    monkeypatch.setattr(dashboard.reports, "tradable_of", lambda store, version: {"verdict": "refuted", "edge_ann": -0.046, "low": -0.08, "high": -0.015})
+    for make in (dashboard.now_page, dashboard.champion_page):
+        assert "refuted, -4.6 % a year [-8.0, -1.5]" in BeautifulSoup(make(source), "html.parser").get_text()
+
+
 def test_an_empty_home_says_what_to_run(tmp_path):
     nothing = dashboard.Source(load_settings(Path(os.devnull), {}), url=f"sqlite:///{tmp_path}/none.db")
     for make in (dashboard.now_page, dashboard.champion_page, dashboard.drift_page, dashboard.where_page, dashboard.equity_page, lambda s: dashboard.why_page(s, "forest", "all"), dashboard.actions_table):

@@ -1,5 +1,6 @@
 """Explanations add up to the prediction, on the right axis, through the whole stack, and are measured on rows that the models have not seen."""
 
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime
@@ -296,6 +297,19 @@ def test_the_printed_numbers_add_up(parts, prior):
     assert printed + sum(shown) == pytest.approx(proba, abs=1e-9)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.floats(-0.1, 0.1), min_size=1, max_size=9), st.floats(0.2, 0.5), st.floats(-0.15, 0.15))
+def test_what_is_the_same_for_everybody_is_in_the_start(parts, prior, weights):
+    """However large the part of the weights is, it does not lead; the start with it, and the parts, add up as printed."""
+    points = np.array([*parts, weights])
+    text = A.sentence("buy", prior + points.sum(), prior, points, [*(f"x_{i}" for i in range(len(parts))), A.WEIGHTS_TERM], None, {})
+    head, why = text.split("): ")
+    begin = float(re.findall(r"-?\d\.\d\d", head)[-1])
+    shown = [float(word) for word in re.findall(r"[+-]\d\.\d\d", why)]
+    assert "weights" not in why and ("training rows' weights" in head) == (round(prior + weights, 2) != round(prior, 2))
+    assert begin + sum(shown) == pytest.approx(float(head.split()[1]), abs=1e-9)
+
+
 # --- the task --------------------------------------------------------------------------------------------------------
 
 def inputs(stacked: bool = False) -> dict:
@@ -417,6 +431,9 @@ def test_outputs_are_the_ones_promised(made):
     added = made.frames["latest"].groupby(["symbol", "class"])["contribution"].sum().unstack()[list(CLASSES)]
     prior = np.bincount(Y) / len(Y)                                                    # shares of the learned rows; the weights' part leads from there to the base
     assert (made.frames["latest"].groupby("symbol")["feature"].agg(set).map(lambda found: A.WEIGHTS_TERM in found)).all()
+    for _, part in made.frames["latest"].groupby(["symbol", "class"], sort=False):     # they are the same for everybody: named after what moved this one
+        sizes = part["contribution"].abs().tolist()
+        assert part["feature"].tolist()[-2:] == [A.WEIGHTS_TERM, "other"] and sizes[:-2] == sorted(sizes[:-2], reverse=True)
     assert not made.frames["texts"]["text"].str.contains("_term|_weights").any()       # a reader is told in words
     said = inputs()["meta"]["predictions"].set_index("symbol")[list(PROBABILITIES)]
     np.testing.assert_allclose(added, said - prior, atol=1e-6)
