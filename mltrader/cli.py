@@ -978,16 +978,11 @@ Account = Annotated[str, typer.Option(help="Name of the account.")]
 def _desk(account: str, broker: str | None, shadow: bool | None, live_orders: bool) -> tuple[Any, Any, Any]:
     """The store, the desk of an account and its market; what is not said is as the account was opened."""
     from mltrader import paper
-    from mltrader import store as db
     from mltrader.config import load_settings
 
     store, settings = _store(), load_settings()
-    with store.read() as conn:
-        known = db.paper_account(conn, account) or {"broker": "simulated", "shadow": False}
+    paper.terms_of(store, account, broker, shadow)  # before anything is read that takes long
     market = paper.market_of(_audit_frames(settings), settings)
-    broker, shadow = known["broker"] if broker is None else broker, bool(known["shadow"]) if shadow is None else shadow
-    if broker not in db.PAPER_BROKERS:
-        raise ConfigError(f"There is no broker {broker!r}; they are {', '.join(db.PAPER_BROKERS)}.")
     return store, paper.open_desk(store, settings, market, account, broker, shadow, live_orders), market
 
 
@@ -995,6 +990,15 @@ def _paper_words(step: dict[str, Any]) -> str:
     """A step in a line."""
     why = f" ({', '.join(step['causes'])})" if step["causes"] else ""
     return f"{step['session']}: {step['state']}{why}, governor {step['level']}, equity {step['equity']:,.0f}, {step['sent']} orders sent, {step['refused']} refused, {step['withheld']} withheld"
+
+
+def _paper_reason(model: Any, shadow: bool) -> str:
+    """What is to be known of the champion before one reads what was traded."""
+    if model.version is None:
+        return "There is no champion, so nothing is bought. "
+    if model.tradable:
+        return ""
+    return f"{model.name} is not shown to be tradable" + (". " if shadow else ", so nothing is bought: an account that was opened with --shadow trades it with simulated money. ")
 
 
 @paper_app.command("start")
@@ -1009,27 +1013,24 @@ def paper_start(
     """Trade what is due on the champion's recorded predictions; exit code 3 if the account is HALTED. Example: mltrader paper start --shadow"""
     from threading import Event as Pause
 
-    from mltrader import notify, paper, registry
-    from mltrader import store as db
+    from mltrader import notify, paper
     from mltrader.artifacts import ArtifactStore
     from mltrader.config import home, load_settings
     from mltrader.core import DataError, LeaseError, VendorError
     from mltrader.log import scrub
 
     if dry_run:
-        with _store().read() as conn:
-            known = db.paper_account(conn, account)
-        say({"account": account, "known": known is not None, "run": False}, as_json, f"Would {'go on with' if known else 'open'} the account {account}. Nothing was done.")
+        *terms, known = paper.terms_of(_store(), account, broker, shadow)
+        say({"account": account, "known": known, "broker": terms[0], "shadow": terms[1], "run": False}, as_json,
+            f"Would {'go on with' if known else 'open'} the account {account} (broker {terms[0]}, {'' if terms[1] else 'not '}shadow). Nothing was done.")
         return
     def round_() -> bool:
         store, desk, market = _desk(account, broker, shadow, live_orders)
-        done, waits = paper.trade(desk, store, market, ArtifactStore(home() / "artifacts"))
+        artifacts = ArtifactStore(home() / "artifacts")
+        done, waits = paper.trade(desk, store, market, artifacts)
         labels = paper.labels_at_hand()
         learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
-        if registry.champion(store) is None:
-            watermark = "SHADOW, simulated money. " * desk.shadow + "There is no champion, so nothing is bought. "
-        else:
-            watermark = "SHADOW, simulated money: the champion is not shown to be tradable. " * desk.shadow
+        watermark = "SHADOW, simulated money. " * desk.shadow + _paper_reason(paper.champion_model(store, artifacts), desk.shadow)
         words = [*map(_paper_words, done), *([waits] if waits else [])] or [f"Nothing is due: {desk.ledger.done} is done."]
         say({"account": account, "shadow": desk.shadow, "steps": done, "waits": waits, "attributed": learned}, as_json, watermark + "\n".join(words))
         notify.deliver(store, desk.settings)

@@ -1040,12 +1040,17 @@ def test_the_commands(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no paper account"):
         call("status")
     assert call("start", "--shadow", "--dry-run")["known"] is False
+    for words, why in ((("--account", "../../evil"), "has a name of 1 to 32"), (("--account", ""), "has a name of 1 to 32"), (("--broker", "ib"), "no broker 'ib'")):
+        for dry in ((), ("--dry-run",)):
+            with pytest.raises(ConfigError, match=why):
+                call("start", *words, *dry)
     made = call("start", "--shadow")
     assert [one["session"] for one in made["steps"]] == [str(days[-1].date())] and made["shadow"] and made["steps"][0]["state"] == "ACTIVE"
     assert call("start")["steps"] == []  # done already; with --shadow, as it was opened
     assert CliRunner().invoke(app, ["paper", "start"]).stdout.startswith("SHADOW, simulated money. There is no champion, so nothing is bought. Nothing is due")
-    with pytest.raises(ConfigError, match="was opened with broker simulated and --shadow"):
-        call("start", "--no-shadow")
+    for dry in ((), ("--dry-run",)):
+        with pytest.raises(ConfigError, match="was opened with broker simulated and --shadow"):
+            call("start", "--no-shadow", *dry)
     with monkeypatch.context() as crowned:
         crowned.setattr("mltrader.paper.champion_model", lambda *given: pw.GOOD)
         waiting = call("start", "--account", "second", "--shadow")
@@ -1134,6 +1139,15 @@ def test_following_survives_what_is_away_for_now(tmp_path, monkeypatch):
     assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 3
     monkeypatch.setattr(Halted, "halted", lambda self, session: False)
     assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 0
+
+
+@pytest.mark.parametrize(("model", "shadow", "said"), [
+    (Model(), False, "There is no champion, so nothing is bought. "), (Model("v1", "champion", True, True), False, ""), (Model("v1", "champion", True, True), True, ""),
+    (Model("v1", "champion", True, False), True, "champion is not shown to be tradable. "), (Model("v1", "champion", True, False), False, "champion is not shown to be tradable, so nothing is bought: an account that was opened with --shadow")])
+def test_it_is_said_why_nothing_is_bought(model, shadow, said):
+    from mltrader.cli import _paper_reason
+
+    assert _paper_reason(model, shadow).startswith(said) and bool(said) == bool(_paper_reason(model, shadow))
 
 
 def test_halting_cancels_what_is_open(tmp_path):
