@@ -667,3 +667,14 @@ def test_a_build_into_another_home_is_refused(tmp_path, monkeypatch, capsys):
 def test_without_a_cycle_that_got_through_it_is_said_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="No cycle has got through yet.*mltrader cycle"):
         reports.last_products(("features",), Store(f"sqlite:///{tmp_path}/none.db"))
+
+
+def test_the_summary_gives_ic_with_its_interval_and_says_what_p_is_of(world):
+    """A single year's IC is far from 0 by chance, which only its interval shows."""
+    source = {"performance": reports.load_product(world.runs[2]["run_id"], "backtest", world.store)["metrics"]}
+    shown = orchestrator.table(SimpleNamespace(frames=source))
+    assert shown.columns.get_loc("IC high") == shown.columns.get_loc("IC") + 2 == shown.columns.get_loc("IC low") + 1
+    inside = shown.loc[("all", "stack")]  # a year that has just begun has no interval
+    assert inside["IC low"] <= inside["IC"] <= inside["IC high"]
+    overview = reports.load_product(world.runs[2]["run_id"], "summary", world.store)["overview"]
+    assert "(p: over all windows)" in orchestrator.verdict_html(SimpleNamespace(documents={"overview": overview}))
