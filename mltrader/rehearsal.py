@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTROL', 'SHADE', 'OUT_OF_FOLD', 'WALKED', 'Voice', 'rehearse', 'Story', 'tell', 'verdict', 'figure', 'parts',
-           'page', 'last_products', 'eager', 'leave', 'last_cycles_voice', 'walks_voice', 'leave_rehearsal',
-           'leave_account']
+           'page', 'eager', 'leave', 'last_cycles_voice', 'walks_voice', 'leave_rehearsal', 'leave_account']
 
 # %% ../nbs/72_rehearsal.ipynb #37b9e653
 import base64
@@ -21,7 +20,7 @@ import pandas as pd
 
 from . import figures, reports
 from . import store as db
-from .artifacts import ArtifactStore, publish
+from .artifacts import publish
 from .brokers import Market, SimulatedBroker, evening
 from .config import Settings, changed, home, set_environment
 from .core import PROBABILITIES, Clock, ConfigError, require_columns, to_session
@@ -226,18 +225,6 @@ WALKED = "what the champions of a walk through history said of each session, on 
 Voice = tuple[reports.Upstream, pd.DataFrame, Model, dict[str, str]]  # the market's outputs, predictions, who made them, what is to be said of them
 
 
-def last_products(*tasks: str) -> dict[str, reports.Upstream]:
-    """Outputs of tasks of the last cycle.
-
-    Raises
-    ------
-    ConfigError
-        If there is none.
-    """
-    artifacts = ArtifactStore(home() / "artifacts")
-    return {task: reports.Upstream(task, reports.read_outputs(reports.products_folder() / task / "outputs.json")["entries"], artifacts) for task in tasks}
-
-
 def eager(predictions: pd.DataFrame) -> pd.DataFrame:
     """The same sessions and symbols, with a model that always wants to buy and never abstains."""
     return predictions[["session", "symbol"]].assign(proba_sell=0.1, proba_hold=0.2, proba_buy=0.7, abstain=False)
@@ -254,7 +241,7 @@ def leave(settings: Settings, name: str, title: str, story: Story, capital: floa
 
 def last_cycles_voice() -> Voice:
     """The stack of the last cycle, out of fold."""
-    found = last_products("market", "meta", "promotion")
+    found = reports.last_products(("market", "meta", "promotion"))
     tradable = found["promotion"]["decision"]["tradable"]
     model = Model("out-of-fold", "the stack, out of fold", True, tradable["verdict"] == "tradable")
     return found["market"], found["meta"]["evaluation"], model, {"Predictions": OUT_OF_FOLD, "Tradable?": tradable["statement"]}
@@ -271,12 +258,13 @@ def walks_voice(arm: str) -> Voice:
     folder = home() / "timemachine" / arm
     if not (folder / "mltrader.db").is_file():
         raise ConfigError(f"There is no walk {arm!r} below {folder.parent}; `mltrader timemachine --arm {arm}` makes it.")
-    with Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True).read() as conn:
+    store = Store(f"sqlite:///{folder / 'mltrader.db'}", read_only=True)
+    with store.read() as conn:
         said = pd.DataFrame(db.champions_words(conn))
     if said.empty:
         raise ConfigError(f"No champion was ever in force on the walk {arm!r}, so there is nothing to rehearse.")
     with set_environment({"MLTRADER_HOME": str(folder.resolve()), "MLTRADER_ARTIFACTS": None}):
-        market = last_products("market")["market"]
+        market = reports.last_products(("market",), store)["market"]
     champions = f"{said['model_version'].nunique()} versions spoke on the walk, the first of them on {min(said['session'])}; the account begins with it"
     return market, said.assign(session=pd.to_datetime(said["session"])), Model("walk", f"champions of the walk {arm}", True, False), {"Predictions": WALKED, "Champions": champions}
 
@@ -301,7 +289,7 @@ def leave_rehearsal(settings: Settings, start: Any, end: Any, walk: str | None =
 def leave_account(store: Store, settings: Settings, account: str) -> dict[str, Any]:
     """The page of an account, on the newest panel: its log goes on after the last cycle."""
     status = status_of(store, account)
-    found = (newest_outputs("market") or (last_products("market")["market"],))[0]  # or an error that says what is missing
+    found = (newest_outputs("market") or (reports.last_products(("market",))["market"],))[0]  # or an error that says what is missing
     market = market_of({name: found[name] for name in ("panel", "sectors") if name in found}, settings)
     story = tell(StoreJournal(store, account).read(), market, settings)
     facts = {"Broker": status["broker"], "State": f"{status['state']}{' (' + ', '.join(status['causes']) + ')' if status['causes'] else ''}, governor {status['governor']}",
