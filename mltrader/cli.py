@@ -1032,9 +1032,11 @@ def paper_start(
         learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
         watermark = "SHADOW, simulated money. " * desk.shadow + _paper_reason(paper.champion_model(store, artifacts), desk.shadow)
         words = [*map(_paper_words, done), *([waits] if waits else [])] or [f"Nothing is due: {desk.ledger.done} is done."]
-        say({"account": account, "shadow": desk.shadow, "steps": done, "waits": waits, "attributed": learned}, as_json, watermark + "\n".join(words))
+        if halted := desk.halted(desk.ledger.done):
+            words.append(f"{account} is HALTED ({', '.join(desk.ledger.causes)}), so nothing is sent; `mltrader paper resume` lets it go on.")
+        say({"account": account, "shadow": desk.shadow, "steps": done, "waits": waits, "attributed": learned, "halted": halted}, as_json, watermark + "\n".join(words))
         notify.deliver(store, desk.settings)
-        return desk.halted(desk.ledger.done)
+        return halted
 
     while True:
         try:

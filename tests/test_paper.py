@@ -1136,7 +1136,8 @@ def test_following_survives_what_is_away_for_now(tmp_path, monkeypatch):
         raise CliRunner().invoke(cli.app, ["paper", "start"]).exception
     monkeypatch.setattr(paper, "trade", lambda *given: ([], None))
     monkeypatch.setattr(paper, "labels_at_hand", lambda: None)
-    assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 3
+    done = CliRunner().invoke(cli.app, ["paper", "start"])
+    assert done.exit_code == 3 and "main is HALTED (" in done.output and "so nothing is sent" in done.output
     monkeypatch.setattr(Halted, "halted", lambda self, session: False)
     assert CliRunner().invoke(cli.app, ["paper", "start"]).exit_code == 0
 
