@@ -13,7 +13,7 @@ cycle refreshes it and the others try the next recipe. Errors, and the bar of ea
 - false call to trade: any cycle that calls its candidate tradable, in worlds whose volatility can be predicted and whose direction cannot (garch, garch drift, bootstrap). Promotions are right there, and
   their number stands beside it: a gate that never promotes passes nothing.
 - wrong replacement: in the same worlds, any promotion that replaces the champion by a model whose true expected loss is higher by more than the margin that the gate states ([promotion] margin). The true
-  loss is that of the deployed models on a fresh path of the world. Refreshes of the champion's recipe and other recipes are counted apart, too: in a world that stays as it is, a refresh can hardly lose so much.
+  loss is that of the deployed models on a fresh path of the world. Refreshes of the champion's recipe and other recipes are counted apart, too: in a world that stays as it is, a refresh loses so much by the noise of its estimates alone.
 
 Power: share of worlds with a planted relation between a feature and the return (250 names, no costs) in which the loop promotes within 24 cycles, against that of an oracle that knows the relation and is
 judged by the rule `beats_prior` alone, on the same rows and with the same spending: bar 80 % of the oracle's. The IC is the oracle's, as attained. For 26 names the same, without a bar. Breaks: share of worlds

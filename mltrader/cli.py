@@ -81,12 +81,12 @@ def _plan_of_cycle(if_due: bool, as_of: str | None) -> dict[str, Any]:
     """What a cycle would do; makes no database, and refuses a day that the panel does not have."""
     from mltrader.config import home, load_settings
     from mltrader.orchestrator import TrainingOrchestrator
-    from mltrader.store import Store
+    from mltrader.store import NoStore, Store
 
     settings = load_settings()
     try:
         due, reason = TrainingOrchestrator(Store(create=False), settings=settings).should_run_training()
-    except ConfigError:
+    except NoStore:
         due, reason = True, "never trained"
     if as_of:
         from mltrader import market
@@ -1026,11 +1026,11 @@ def paper_start(
         return
     def round_() -> bool:
         store, desk, market = _desk(account, broker, shadow, live_orders)
-        artifacts = ArtifactStore(home() / "artifacts")
-        done, waits = paper.trade(desk, store, market, artifacts)
+        model = paper.champion_model(store, ArtifactStore(home() / "artifacts"))
+        done, waits = paper.trade(desk, store, market, model)
         labels = paper.labels_at_hand()
         learned = 0 if labels is None else paper.attribute(store, account, desk.ledger, *labels)
-        watermark = "SHADOW, simulated money. " * desk.shadow + _paper_reason(paper.champion_model(store, artifacts), desk.shadow)
+        watermark = "SHADOW, simulated money. " * desk.shadow + _paper_reason(model, desk.shadow)
         words = [*map(_paper_words, done), *([waits] if waits else [])] or [f"Nothing is due: {desk.ledger.done} is done."]
         if halted := desk.halted(desk.ledger.done):
             words.append(f"{account} is HALTED ({', '.join(desk.ledger.causes)}), so nothing is sent; `mltrader paper resume` lets it go on.")

@@ -756,9 +756,7 @@ def examine() -> list[dict[str, Any]]:
     def stored() -> str:
         try:
             store = Store(create=False)
-        except ConfigError as error:
-            if "There is no store" not in str(error):
-                raise
+        except db.NoStore:
             return "none yet"
         if store.version() < len(db.MIGRATIONS):
             raise ConfigError(f"version {store.version()}, this mltrader works with {len(db.MIGRATIONS)}; run `mltrader store migrate`")

@@ -589,21 +589,26 @@ def announce(desk: Desk, store: Store, since: int) -> None:
                 notify.notify(conn, notify.Message("trading", SEVERITY[turn.state], f"paper account {desk.account} is {turn.state}", body, f"paper:{desk.account}:{turn.line}"), desk.settings, clock=desk.clock)
 
 
-def trade(desk: Desk, store: Store, market: Market, artifacts: ArtifactStore) -> tuple[list[dict[str, Any]], str | None]:
+def trade(desk: Desk, store: Store, market: Market, model: Model) -> tuple[list[dict[str, Any]], str | None]:
     """Step through the sessions that are due.
+
+    Parameters
+    ----------
+    model : Model
+        The champion: see `champion_model`.
 
     Returns
     -------
     steps, waits
         What each came to; what the last session waits for, None if for nothing.
     """
-    model, waits, since = champion_model(store, artifacts), None, desk.ledger.seq
-    due = sessions_due(desk.ledger, market, not isinstance(desk.broker, SimulatedBroker))
-    if due and left_for_later(desk, known_of(store, model, market, due[-1])):
-        waits = f"{desk.account} waits for the champion's prediction of {due.pop()}: `mltrader predict`, or `mltrader monitor`, makes it."
+    waits, since = None, desk.ledger.seq
+    due = [known_of(store, model, market, session) for session in sessions_due(desk.ledger, market, not isinstance(desk.broker, SimulatedBroker))]
+    if due and left_for_later(desk, due[-1]):
+        waits = f"{desk.account} waits for the champion's prediction of {due.pop().session}: `mltrader predict`, or `mltrader monitor`, makes it."
     if not due and desk.ledger.done is not None and desk.halted(desk.ledger.done):
         send(desk, desk.ledger.done)  # which cancels what is open
-    steps = [desk.step(known_of(store, model, market, session)) for session in due]
+    steps = [desk.step(known) for known in due]
     announce(desk, store, since)
     return steps, waits
 

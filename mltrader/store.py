@@ -10,17 +10,17 @@ __all__ = ['metadata', 'RUN_KINDS', 'RUN_STATES', 'training_runs', 'run_tasks', 
            'gate_verdicts', 'alias_moves', 'model_aliases', 'leases', 'outbox', 'operator_actions', 'store_facts',
            'SEED_TABLES', 'TASK_TABLES', 'PAPER_BROKERS', 'paper_accounts', 'paper_events', 'paper_attributions',
            'paper_books', 'PAPER_TABLES', 'MIGRATIONS', 'WRITERS', 'SILENCE', 'ENGINES', 'LEASE', 'UNSIGNED',
-           'SEVERITIES', 'BATCH', 'Store', 'now', 'current_lease', 'take_lease', 'renew_lease', 'release_lease',
-           'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs', 'last_session', 'tasks_of',
-           'clean', 'write_rows', 'record_artifacts', 'outputs_since', 'mark_collected', 'collected', 'record_task',
-           'note_attempts', 'count_rows', 'record_trial', 'count_trials', 'looks_of_reign', 'add_version',
-           'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows', 'known_versions', 'version_row',
-           'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors', 'replay_versions',
-           'drift_since', 'last_drift', 'drift_history', 'untrained_events', 'rows_digest', 'add_archived',
-           'archived_events', 'sector_cells', 'watched_since', 'latest_outputs', 'mark_trained', 'unfinished_decisions',
-           'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions', 'unresolved_predictions',
-           'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message', 'messages',
-           'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
+           'SEVERITIES', 'BATCH', 'NoStore', 'Store', 'now', 'current_lease', 'take_lease', 'renew_lease',
+           'release_lease', 'check_token', 'start_run', 'set_as_of', 'finish_run', 'reap_lost_runs', 'runs',
+           'last_session', 'tasks_of', 'clean', 'write_rows', 'record_artifacts', 'outputs_since', 'mark_collected',
+           'collected', 'record_task', 'note_attempts', 'count_rows', 'record_trial', 'count_trials', 'looks_of_reign',
+           'add_version', 'add_gate_row', 'move_alias', 'alias_target', 'alias_as_of', 'label_rows', 'known_versions',
+           'version_row', 'promotions', 'gate_row', 'last_judged', 'captured_events', 'replay_errors',
+           'replay_versions', 'drift_since', 'last_drift', 'drift_history', 'untrained_events', 'rows_digest',
+           'add_archived', 'archived_events', 'sector_cells', 'watched_since', 'latest_outputs', 'mark_trained',
+           'unfinished_decisions', 'confirm_promotion', 'reign', 'first_predictions', 'predicted_sessions',
+           'unresolved_predictions', 'add_outcomes', 'outcomes', 'watch_rows', 'last_watch', 'put_watch', 'add_message',
+           'messages', 'claim_message', 'settle_message', 'moves_of', 'new_alarms', 'event_changes', 'watch_alarms',
            'version_named', 'importance_rows', 'importance_history', 'copy_store', 'alias_history', 'judged_runs',
            'drift_scores', 'watch_history', 'last_predictions', 'add_action', 'settle_action', 'actions', 'moves_until',
            'champions_words', 'copy_sqlite', 'gate_history', 'open_account', 'paper_account', 'account_names',
@@ -490,6 +490,10 @@ ENGINES = {"sqlite": (_sqlite_engine, {}, {}),  # how it is opened, and the opti
            "postgresql": (_server_engine, {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}, {"isolation_level": "READ COMMITTED"})}
 
 # %% ../nbs/02_store.ipynb #40a75f90
+class NoStore(ConfigError):
+    """There is no store yet; whoever only looks can go on without one."""
+
+# %% ../nbs/02_store.ipynb #3d75f871
 class Store:
     """The database of one home folder, or the one that several machines share.
 
@@ -527,7 +531,7 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
             self.migrate()
         elif not (file.is_file() if file is not None else self.version()):
-            raise ConfigError(f"There is no store at {file or self.address} yet; `mltrader cycle` (or `make run`) makes one.")
+            raise NoStore(f"There is no store at {file or self.address} yet; `mltrader cycle` (or `make run`) makes one.")
 
     @property
     def address(self) -> str:

@@ -129,6 +129,8 @@ def test_the_plan_of_a_cycle_says_what_would_happen(tmp_path):
     assert call("cycle", "--dry-run", **env).stdout == "Would run a cycle (due: never trained). Nothing was run.\n"
     assert json.loads(call("cycle", "--dry-run", "--as-of", "2020-03-29", "--json", **env).stdout)["as_of"] == "2020-03-27"
     assert call("cycle", "--dry-run", "--as-of", "2099-01-01", **env).returncode == 2
+    wrong = call("cycle", "--dry-run", **env, MLTRADER_DATABASE_URL="postgresql+psycopg2://me@host/none")  # no address is not the same as no store yet
+    assert wrong.returncode == 2 and "psycopg" in wrong.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 

@@ -499,12 +499,11 @@ def trades(monkeypatch, evenings: Evenings, market: Market, said: set[date], hou
     from mltrader import paper
 
     day = market.day(len(market.sessions) - 1)
-    monkeypatch.setattr(paper, "champion_model", lambda *given: pw.GOOD)
     monkeypatch.setattr(paper, "known_of", lambda store, model, market, session: Known(session, market, words_of(market)[:99 * (session in said)], session if session in said else None, model))
     if isinstance(evenings.broker, SimulatedBroker):
         evenings.broker = SimulatedBroker(market, evenings.settings.paper, book=evenings.broker.book)
     evenings.desk = Desk("main", evenings.broker, evenings.journal, evenings.settings, clock=Clock(datetime.combine(day, clock_time(hour), UTC)), switch=evenings.switch)
-    return paper.trade(evenings.desk, store, market, None)
+    return paper.trade(evenings.desk, store, market, pw.GOOD)
 
 
 def test_a_session_waits_for_its_prediction(monkeypatch):
