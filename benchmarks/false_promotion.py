@@ -3,6 +3,7 @@
     python benchmarks/false_promotion.py --minutes 120                      # goes on where it was: all worlds, 200 seeds of each kind in which errors are counted, 100 breaks, 50 of each kind for power, which cost more (some ten hours on one core)
     python benchmarks/false_promotion.py --worlds iid,garch --seeds 0:50    # a piece of it
     python benchmarks/false_promotion.py --report                           # the tables of what there is, without computing; where there is nothing, of what comes with the repository
+    python benchmarks/false_promotion.py --carry 4                          # after a change that is to leave every result alone: four worlds of each kind again; where all are equal, the others go on counting
     python benchmarks/false_promotion.py --quick                            # three worlds of each of two kinds, 6 cycles: under a minute; too few to judge
     python benchmarks/false_promotion.py --json
 
@@ -22,8 +23,8 @@ number of cycles is also counted from the first one whose evidence holds horizon
 
 *Careless* is the same gate on the same evidence without its budget: every look takes 2.5 %. Where it errs more often than the gate, the difference is what spending is worth; where it does not, the table does not show it.
 
-Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of its code and size: results of different code are never merged, and seeds change with
-`STUDY`, which is raised when the code is changed because of what a study found. Exits with 1 if a bar is missed.
+Each world is a file of its own in `--out` (by default `.mltrader/studies/false_promotion`), in a folder named by the digest of its code and size: results of different code are never merged, but for those that `--carry` has
+taken over from earlier code; the tables say how many these are. Seeds change with `STUDY`, which is raised when the code is changed because of what a study found. Exits with 1 if a bar is missed.
 """
 import argparse
 import importlib.metadata
@@ -171,6 +172,44 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(path.read_bytes()) for path in folder.glob("*.json")), key=lambda one: one["seed"])
 
 
+def facts(result: Mapping[str, Any]) -> str:
+    """What has to come out again to the last digit: a result but for its times and the code that made it."""
+    return json.dumps({name: value for name, value in result.items() if name not in ("cpu_s", "loop_cpu_s", "code", "carried")}, sort_keys=True)
+
+
+def carry(root: Path, name: str, checks: int) -> list[str]:
+    """Take over what earlier code has computed of a case, if `checks` of its worlds, spread evenly over the seeds, come out equal with the present code.
+
+    Returns
+    -------
+    list of str
+        What became of the results of each earlier code.
+
+    Notes
+    -----
+    Meant for a change that is to leave results alone: one that makes the same numbers faster, or touches what is not walked here. A change that shows in a few worlds only can be missed: the more worlds computed again, the less so. The worlds
+    computed again count as results of the present code; nothing is written for an earlier code one of whose worlds differs.
+    """
+    here, said = place(root, name), []
+    for there in sorted(folder for folder in root.glob(f"{name.replace(' ', '_')}-*") if folder.is_dir() and folder != here):
+        missing = [one for one in results_in(there) if one["study"] == STUDY and not (here / f"{one['seed']:04d}.json").is_file()]
+        if not missing:
+            continue
+        checked = [missing[at] for at in sorted({int(at) for at in np.linspace(0, len(missing) - 1, checks)})]
+        again = {}
+        for one in checked:
+            again[one["seed"]] = one_world(name, one["seed"])
+            if facts(again[one["seed"]]) != facts(one):
+                said.append(f"{there.name}: seed {one['seed']} comes out differently with the present code, so that none of its {len(missing)} results is taken over")
+                break
+        else:
+            for one in missing:
+                kept = again.get(one["seed"]) or {**one, "carried": [*one.get("carried", []), {"to": code(name), "checked": sorted(again)}]}
+                publish(here / f"{one['seed']:04d}.json", json.dumps(kept).encode())
+            said.append(f"{there.name}: {len(missing)} results taken over; {len(checked)} of them computed again, all equal")
+    return said
+
+
 def interval(k: int, n: int, level: float = 0.05) -> tuple[float, float]:
     """Exact interval of Clopper and Pearson for a share."""
     return (float(beta.ppf(level / 2, k, n - k + 1)) if k else 0.0), (float(beta.ppf(1 - level / 2, k + 1, n - k)) if k < n else 1.0)
@@ -262,6 +301,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     made = {"errors": table, "power": [power(name, by[name]) for name in CASES if CASES[name].asks == "power" and by[name]],
             "break": breaks(by["break"], by["garch"]) if by["break"] else None, "missing": {name: case.count - len(by[name]) for name, case in CASES.items() if len(by[name]) < case.count},
             "cpu_s_a_cycle": {name: float(np.median([one["loop_cpu_s"] for one in part])) for name, part in by.items() if part}}
+    made["carried"] = {name: sum("carried" in one for one in part) for name, part in by.items() if any("carried" in one for one in part)}
     made["never_promotes"] = bool(predictable) and not any(line["promotions"] for line in predictable)
     made["missed"] = made["never_promotes"] or any(not line["ok"] for line in (*made["errors"], *made["power"], *([made["break"]] if made["break"] else [])))
     return made
@@ -285,6 +325,8 @@ def show(made: dict[str, Any], others: list[str]) -> None:
     print(f"Study {STUDY}. {sizes()}.\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
     if others:
         print(f"Results of other code are there, and not merged: {', '.join(others)}.")
+    if made["carried"]:
+        print(f"Computed by earlier code, whose results on worlds computed again are the same: {', '.join(f'{name} {count}' for name, count in made['carried'].items())}.")
     print(f"\n{'world':14}{'error':50}{'worlds with it':>16}{'share, 95 %':>22}{'upper bound':>13}{'bar':>6}{'promotions':>12}{'in worlds':>11}")
     for line in made["errors"]:
         share = f"{100 * line['errors'] / line['worlds']:.1f} % ({100 * line['low']:.1f}-{100 * line['high']:.1f})"
@@ -349,15 +391,19 @@ def rows_of(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     def barred(name: str, bar: float | None, ok: bool) -> float | None:
         return bar if not ok or made["missing"].get(name, 0) == 0 else None
 
+    def earlier(name: str) -> str:
+        count = made["carried"].get(name, 0)
+        return f" ({count} by earlier code, taken over)" if count else ""
+
     rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], barred(one["world"], one["bar"], one["ok"]), one["ok"],
-                        f"of {one['worlds']} worlds, at most {one['upper']:.1%} (one-sided 95 %); " + (f"{one['replaced']} replacements" if "replaced" in one else f"{one['promotions']} promotions in {one['worlds_promoted']} worlds"), unit="worlds", least=False) for one in made["errors"]]
+                        f"of {one['worlds']} worlds{earlier(one['world'])}, at most {one['upper']:.1%} (one-sided 95 %); " + (f"{one['replaced']} replacements" if "replaced" in one else f"{one['promotions']} promotions in {one['worlds_promoted']} worlds"), unit="worlds", least=False) for one in made["errors"]]
     rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
-                         f"promoted in {one['loop']} of {one['worlds']} worlds, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
+                         f"promoted in {one['loop']} of {one['worlds']} worlds{earlier(one['world'])}, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
     if b := made["break"]:
         for words, window, bar in (("in time", b, RATIO), ("in as many cycles that can see it", b["seeing"], None)):
             apart = "; difference {:+.0%} [{:+.0%}, {:+.0%}] (95 %)".format(*window["difference"]) if window["difference"] else ""
             rows.append(timing.line(f"break: champion replaced {words}", window["replaced"] / max(window["worlds"], 1), bar and barred("break", bar, b["ok"]), bar is None or b["ok"],
-                                    f"of {window['worlds']} worlds, within {WITHIN} cycles; without a break {window['without_break']} of {window['worlds_without_break']}{apart}", least=True))
+                                    f"of {window['worlds']} worlds{earlier('break')}, within {WITHIN} cycles; without a break {window['without_break']} of {window['worlds_without_break']}{apart}", least=True))
     return rows
 
 
@@ -369,6 +415,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--carry", type=int, default=0, metavar="WORLDS")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -376,9 +423,11 @@ def main() -> None:
     names = list(CASES) if options.worlds == "all" else [name.strip() for name in options.worlds.split(",")]
     if unknown := set(names) - set(CASES):
         parser.error(f"--worlds names {sorted(unknown)}; there are {list(CASES)}")
-    if options.report:
+    if options.report or options.carry:
         unpack(root)
-    elif not options.quick:
+    if options.carry:
+        print("\n".join(line for name in names for line in carry(root, name, options.carry)) or "There is nothing to take over.", file=sys.stderr)
+    if not (options.report or options.carry or options.quick):
         work(root, names, range(*map(int, options.seeds.split(":"))) if options.seeds else None, 60 * options.minutes)
     found = [one_world(name, seed, 6) for name in ("iid", "garch") for seed in range(3)] if options.quick else [one for name in CASES for one in results_in(place(root, name))]
     known = {place(root, name).name for name in CASES}

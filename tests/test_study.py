@@ -190,6 +190,31 @@ def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypat
     assert len(study.results_in(study.place(tmp_path, "iid"))) == 3
 
 
+def test_results_of_earlier_code_count_only_where_worlds_come_out_equal(tmp_path, monkeypatch, capsys):
+    """Four of ten are computed again; one digit of one of them is enough for nothing to be taken over, and what is there by the present code stays."""
+    def stored(seed: int, edge: float = 0.1) -> dict:
+        one = result("iid", seed, (5,) if seed == 6 else ())
+        one["cycles"][3]["edge"] = edge
+        return {**one, "study": study.STUDY, "code": "0123456789ab"}
+
+    for seed in range(10):
+        study.publish(study.place(tmp_path, "iid", "0123456789ab") / f"{seed:04d}.json", json.dumps(stored(seed)).encode())
+    here, made = study.place(tmp_path, "iid"), []
+    study.publish(here / "0001.json", json.dumps({**stored(1), "code": study.code("iid")}).encode())
+    monkeypatch.setattr(study, "one_world", lambda name, seed: made.append(seed) or {**stored(seed, 0.1 + 1e-15 * (seed == 9)), "code": study.code(name), "cpu_s": 9.9})
+    said, = study.carry(tmp_path, "iid", 4)
+    assert "seed 9 comes out differently" in said and "none of its 9 results" in said and [one["seed"] for one in study.results_in(here)] == [1] and made == [0, 3, 6, 9]
+    monkeypatch.setattr(study, "one_world", lambda name, seed: {**stored(seed), "code": study.code(name), "cpu_s": 9.9})
+    said, = study.carry(tmp_path, "iid", 4)
+    found = study.results_in(here)
+    assert "9 results taken over; 4 of them computed again" in said and [one["seed"] for one in found] == list(range(10))
+    assert [one["seed"] for one in found if "carried" not in one] == [0, 1, 3, 6, 9] and found[2]["carried"] == [{"to": study.code("iid"), "checked": [0, 3, 6, 9]}] and found[2]["code"] == "0123456789ab"
+    assert study.carry(tmp_path, "iid", 4) == []
+    study.show(study.summary(found), [])
+    assert "of 10 worlds (5 by earlier code, taken over)" in study.rows_of(study.summary(found))[0]["note"]
+    assert "Computed by earlier code, whose results on worlds computed again are the same: iid 5." in capsys.readouterr().out
+
+
 def reported(folder, monkeypatch, capsys) -> dict:
     monkeypatch.setattr(sys, "argv", ["false_promotion.py", "--report", "--json", "--out", str(folder)])
     with contextlib.suppress(SystemExit):
