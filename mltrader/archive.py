@@ -619,7 +619,7 @@ def figure(output: TaskOutput) -> "Figure":
     for at, total, source in zip(y[held], start[held], covered.loc[held, "source"], strict=True):
         right.text(total, at, " kept" if "kept" in source else "", va="center", fontsize=8)
     right.set(xlabel="samples")
-    right.legend(title="symbol's regime", loc="best")
+    shape.legend(*right.get_legend_handles_labels(), title="symbol's regime", loc="outside lower right", ncols=len(REGIMES))  # no place inside is free of bars for sure
     kept = f", {len(output.frames['kept']):,} of them kept from earlier runs" if len(output.frames["kept"]) else ""
     shape.suptitle(f"{int(held.sum())} of {len(covered)} events are remembered: {len(archive):,} samples of {len(symbols)} symbols{kept}", x=0.01, ha="left",
                    fontsize=10.5, fontweight="bold")

@@ -707,5 +707,5 @@ def regime_view(output: TaskOutput) -> pd.DataFrame:
         shown[name] = [f"{100 * v:.1f} " + (f"({100 * a:.1f} to {100 * b:.1f})" if np.isfinite(a) else "(too few for an interval)")
                        for v, a, b in found[[value, low, high]].itertuples(index=False)]
     return pd.DataFrame({"market regime": found["regime"].str.replace("_", " "), "sessions": found["n_sessions"], "blocks": found["n_blocks"],
-                         "return % a year": (100 * found["net_ann"]).round(1), **shown, "exposure": found["exposure"].round(2),
+                         "mean return % a year": (100 * found["net_ann"]).round(1), **shown, "exposure": found["exposure"].round(2),
                          "turnover a year": found["turnover_ann"].round(1), "trades": found["n_trades"]})

@@ -1119,7 +1119,7 @@ def verdict(drift: Mapping[str, Any]) -> str:
     if drift["alarm"]:
         found = ", ".join(w for w, seen in drift["detected_by_window"].items() if seen)
         return f"Drift in window {found} (harm: {drift['harm']['verdict']})"
-    return f"No drift (score {drift['score']:.2f}, p = {drift['p_value']:.2f})"
+    return f"No drift (all windows together: p = {drift['p_value']:.2f})"
 
 
 def trace_figure(output: TaskOutput, window: int = 20, rows: int = 30) -> "Figure":
@@ -1175,6 +1175,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
     rows = pd.DataFrame(output.rows["drift_monitoring"])
     said = [row["details"].get("words") or ", ".join(row["details"].get("most_moved", {})) or row["details"].get("verdict", "") for row in output.rows["drift_monitoring"]]
     shown = rows[["drift_type", "window", "score", "p_value", "detected"]].round(3).assign(**{"most moved, or why": said})
+    shown["detected"] = shown["detected"].map({True: "yes", False: "no"}).mask(rows["score"].isna(), "not judged")
     return shown.rename(columns={"drift_type": "kind", "window": "sessions", "p_value": "p"})
 
 
