@@ -102,10 +102,10 @@ def speed(features: int, n: int, m: int, pairs: int, some: int) -> dict:
 
 def packaged() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Panel, index and default features of the packaged data."""
-    from mltrader import features, market
+    from mltrader import features, market, packaged
     from mltrader.config import Settings, home
 
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     found = market.run({"cache": {"folder": str(home() / "cache")}}, Settings())
     made = features.run({"market": found.frames}, Settings(), found.documents["summary"]["as_of"])
     return found.frames["panel"], found.frames["index"], made.frames["features"]

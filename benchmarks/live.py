@@ -30,15 +30,15 @@ BAR = 1.0
 
 def bar_after(desk, draw: np.random.Generator) -> pd.DataFrame:
     """Rows of a bar that could follow the history, the index and the VIX among them."""
-    from mltrader import market
+    from mltrader import intake
 
     last = desk.data.panel.groupby("symbol", observed=True).tail(1)
-    last = last[last["session"] == last["session"].max()][["symbol", *market.NUMBERS]]
+    last = last[last["session"] == last["session"].max()][["symbol", *intake.NUMBERS]]
     index = desk.data.index.iloc[-1]
-    beside = pd.DataFrame([{"symbol": "^GSPC", "close": index["index_close"]}, {"symbol": "^VIX", **{name.removeprefix("vix_"): index[name] for name in market.VIX}}])
+    beside = pd.DataFrame([{"symbol": "^GSPC", "close": index["index_close"]}, {"symbol": "^VIX", **{name.removeprefix("vix_"): index[name] for name in intake.VIX}}])
     rows = pd.concat([last, beside], ignore_index=True).astype({"symbol": "str"})
-    moved = rows[list(market.PRICES)].mul(1 + draw.uniform(-0.03, 0.03, len(rows)), axis=0)
-    return rows.assign(**moved, date=desk.session)[["symbol", "date", *market.NUMBERS]].assign(adj_close=lambda frame: frame["adj_close"].fillna(frame["close"]))
+    moved = rows[list(intake.PRICES)].mul(1 + draw.uniform(-0.03, 0.03, len(rows)), axis=0)
+    return rows.assign(**moved, date=desk.session)[["symbol", "date", *intake.NUMBERS]].assign(adj_close=lambda frame: frame["adj_close"].fillna(frame["close"]))
 
 
 def main() -> int:

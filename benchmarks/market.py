@@ -63,14 +63,14 @@ def generate(folder: Path, symbols: int, sessions: int) -> None:
 
 def stage(name: str, folder: Path) -> dict[str, float]:
     """Do one stage in this process; what it took."""
-    from mltrader import market, quality
+    from mltrader import intake, market, quality
     from mltrader.config import Settings
 
     began, before = time.perf_counter(), time.process_time()
     file = "bars.csv" if name.startswith("csv") else "bars_by_symbol.parquet" if name == "by_symbol" else "bars.parquet"
     path, rows = folder / file, 0
     if name in ("parquet", "quality", "csv"):
-        panel, _ = market.read_bars(path)
+        panel, _ = intake.read_bars(path)
         rows = len(panel)
         if name == "quality":
             quality.examine(panel, quality.sessions("XNYS", panel["session"].iloc[0], panel["session"].iloc[-1]))

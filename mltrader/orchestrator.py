@@ -279,10 +279,10 @@ def prepare(settings: Settings | None = None) -> list[str]:
 
 # %% ../nbs/60_orchestrator.ipynb #37426ba7
 def _own_errors() -> dict[str, type[MltraderError]]:
-    """Our error classes by name, those that single modules add (such as `market.RefusedData`) included."""
-    from mltrader import market
+    """Our error classes by name, those that single modules add (such as `intake.RefusedData`) included."""
+    from mltrader import intake
 
-    found = [c for module in (core, market) for c in vars(module).values() if isinstance(c, type) and issubclass(c, MltraderError)]
+    found = [c for module in (core, intake) for c in vars(module).values() if isinstance(c, type) and issubclass(c, MltraderError)]
     return {c.__name__: c for c in found}
 
 

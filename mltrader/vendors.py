@@ -39,17 +39,8 @@ from mltrader.core import (
     digest_bytes,
     to_session,
 )
-from mltrader.market import (
-    FRED_SERIES,
-    NUMBERS,
-    PRICES,
-    SYNCED,
-    RefusedData,
-    current_vintage,
-    read_vintage,
-    synced_symbols,
-    validate,
-)
+from .intake import NUMBERS, PRICES, RefusedData, validate
+from .market import FRED_SERIES, SYNCED, current_vintage, read_vintage, synced_symbols
 from .quality import CALENDAR_START, completeness, sessions
 
 # %% ../nbs/14_vendors.ipynb #9b52762d

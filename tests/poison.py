@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mltrader import archive, audit, backtest, drift, explain, features, labels, market, memory, meta, promotion, regimes, splits
+from mltrader import archive, audit, backtest, drift, explain, features, intake, labels, market, memory, meta, promotion, regimes, splits
 from mltrader.config import EventDefinition, Settings
 from mltrader.core import HOLD, OutOfFold
 
@@ -34,7 +34,7 @@ def simulate(seed=0, n=420, symbols=6, whole=False, start="2008-01-01", ends=(12
         "session": np.repeat(sessions, symbols), "symbol": [f"S{i}" for i in range(symbols)] * n, "open": opened,
         "high": np.maximum(opened, close) * (1 + spread[0]), "low": np.minimum(opened, close) * (1 - spread[1]),
         "close": close, "adj_close": close * np.repeat(np.linspace(0.8, 1, n), symbols), "volume": np.exp(draw.normal(13, 0.5, close.size))})
-    panel["available_at"] = market.available_at(panel["session"])
+    panel["available_at"] = intake.available_at(panel["session"])
     number, own = np.repeat(np.arange(n), symbols), panel["symbol"]
     late, ended = draw.integers(60, 160), draw.integers(n - ends[0], n - ends[1])
     missing = ((own == "S1") & (number < late)) | ((own == "S2") & (number > ended)) | ((own == "S4") & (number % draw.integers(29, 40) < 2))
@@ -489,8 +489,8 @@ LEAKS: tuple[Leak, ...] = (
     Leak("whole-sample barriers", "barriers scaled by the volatility of all years", labels, "barriers", whole_sample_barriers, "lookahead", known("label: label")),
     Leak("features chosen on the future", "selected by their correlation with what came", features, "select", by_future_correlation, "lookahead", known("selection: chosen")),
     Leak("rates before they are public", "a par rate counts from the close before its publication", features, "_index_column", rates_at_once, "lookahead", known("feature: curve_10y_3m")),
-    Leak("index scaled to its end", "the own index ends at 100", market, "equal_weight", ends_at_100, "lookahead", known("index: equal_weight")),
-    Leak("back-filled series", "gaps are filled with the next value", market, "align", back_filled, "lookahead", known("index: carried_index_close", "index: carried_vix_close")),
+    Leak("index scaled to its end", "the own index ends at 100", intake, "equal_weight", ends_at_100, "lookahead", known("index: equal_weight")),
+    Leak("back-filled series", "gaps are filled with the next value", intake, "align", back_filled, "lookahead", known("index: carried_index_close", "index: carried_vix_close")),
     Leak("uniqueness among all samples", "weights count samples after the cut-off", memory, "training_rows", unique_among_all, "lookahead", known("training set: weight")),
     # folds, models, judgement
     Leak("no gap before the test", "the test window begins before the cut-off", memory, "cutoffs", tested_too_early, "refused", known("forest: (refused)")),

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mltrader import market, quality
+from mltrader import intake, market, quality
 from mltrader.config import Settings
 from mltrader.core import DataError
 
@@ -110,7 +110,7 @@ CELLS = {
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_is_refused_by_row_and_column(tmp_path, name):
     content, words = CELLS[name]
-    with pytest.raises(market.RefusedData, match=f"(?s)^bars.csv, row 7, symbol .*{words}") as caught:
+    with pytest.raises(intake.RefusedData, match=f"(?s)^bars.csv, row 7, symbol .*{words}") as caught:
         judge(tmp_path / "bars.csv", content)
     assert caught.value.exit_code == 4 and 7 in caught.value.faults["row"].tolist()
     said = str(caught.value)
@@ -269,16 +269,16 @@ def outcome(path: Path) -> None:
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", DeprecationWarning)          # pandas announces changes so
         try:
-            panel, faults = market.read_bars(path)
+            panel, faults = intake.read_bars(path)
         except DataError as error:
             assert path.name in str(error) and len(str(error)) < 1500
-            if isinstance(error, market.RefusedData):
+            if isinstance(error, intake.RefusedData):
                 assert re.search(r"row \d+, symbol", str(error)) and (error.faults["severity"] == "refused").all() and (error.faults["row"] > 0).all()
             return
     assert set(faults["severity"]) <= {"repaired", "note"}
-    assert list(panel.columns) == list(market.PANEL) and panel[["close", "adj_close"]].notna().all(axis=None)
-    assert not ((panel[list(market.PRICES)] <= 0) | np.isinf(panel[list(market.PRICES)])).any(axis=None) and not (panel["high"] < panel["low"]).any()
-    assert panel["symbol"].str.fullmatch(market.SYMBOL.pattern).all() and not (panel["volume"] < 0).any()
+    assert list(panel.columns) == list(intake.PANEL) and panel[["close", "adj_close"]].notna().all(axis=None)
+    assert not ((panel[list(intake.PRICES)] <= 0) | np.isinf(panel[list(intake.PRICES)])).any(axis=None) and not (panel["high"] < panel["low"]).any()
+    assert panel["symbol"].str.fullmatch(intake.SYMBOL.pattern).all() and not (panel["volume"] < 0).any()
     keys = pd.MultiIndex.from_frame(panel[["session", "symbol"]])
     assert keys.is_unique and keys.is_monotonic_increasing
 
@@ -326,13 +326,13 @@ def test_mutated_frames(edits, order, repeat):
     rows = pd.concat([rows, rows.iloc[[2]].assign(row=8)]) if repeat else rows.iloc[list(order)]
     before = rows.copy()
     try:
-        panel, faults = market.validate(rows, "frame")
-    except market.RefusedData as error:
+        panel, faults = intake.validate(rows, "frame")
+    except intake.RefusedData as error:
         assert "frame, row" in str(error)
     else:
         market.check_schema(panel, "panel", "fuzz")
         wanted = rows.sort_values(["session", "symbol"], ignore_index=True)
         if "repaired" not in set(faults["severity"]):
-            np.testing.assert_array_equal(panel[list(market.NUMBERS)].to_numpy(), wanted[list(market.NUMBERS)].to_numpy())
+            np.testing.assert_array_equal(panel[list(intake.NUMBERS)].to_numpy(), wanted[list(intake.NUMBERS)].to_numpy())
         assert panel["symbol"].tolist() == wanted["symbol"].tolist()
     pd.testing.assert_frame_equal(rows, before)

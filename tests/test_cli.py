@@ -92,10 +92,10 @@ def test_places_that_do_not_exist_are_one_line(tmp_path, env, code):
 
 def home_with_bars(folder):
     """A home that has the packaged bars and nothing else."""
-    from mltrader import market
+    from mltrader import packaged
     from mltrader.config import home
 
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     (folder / "cache").symlink_to(home() / "cache")
     return {"MLTRADER_HOME": str(folder)}
 

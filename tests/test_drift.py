@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.signal import lfilter
 from scipy.stats import chi2, ks_2samp, ttest_ind, wasserstein_distance
 
-from mltrader import drift, market
+from mltrader import drift, market, packaged
 from mltrader import features as F
 from mltrader.artifacts import decode, encode
 from mltrader.config import DriftSettings, Settings, home
@@ -241,18 +241,18 @@ def test_a_vix_that_jumps_by_half_is_seen():
 
 
 @pytest.fixture(scope="module")
-def packaged():
+def packaged_years():
     """Panel and index of the packaged data."""
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     found = market.run({"cache": {"folder": str(home() / "cache")}}, Settings())
     names = found.frames["panel"], found.frames["index"]
     return (*names, [f for f in F.FEATURES if f.scope == "market" or "volume" not in f.inputs])
 
 
 @pytest.mark.parametrize("onset", ONSETS)
-def test_crashes_are_seen_within_five_sessions(packaged, onset):
+def test_crashes_are_seen_within_five_sessions(packaged_years, onset):
     """With information up to that session only; the reference is the five years before the window."""
-    panel, index, chosen = packaged
+    panel, index, chosen = packaged_years
     sessions = np.sort(panel["session"].unique())
     day = int(np.searchsorted(sessions, np.datetime64(onset))) + 5
     some = panel[panel["session"].between(sessions[day - 1600], sessions[day])].reset_index(drop=True)

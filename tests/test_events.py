@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mltrader import archive, events, labels, market, memory, quality, regimes, reports
+from mltrader import archive, events, labels, memory, packaged, quality, regimes, reports
 from mltrader import store as db
 from mltrader.artifacts import ArtifactStore
 from mltrader.config import EventSettings, Settings, home
@@ -320,16 +320,16 @@ def test_what_was_over_before_the_first_check_is_left_alone():
 
 
 @pytest.fixture(scope="module")
-def packaged():
+def packaged_years():
     """Bars and index of the packaged panel, 1990 to 2022."""
-    market.sync(home() / "cache")
-    made = market.read_packaged(home() / "cache")
+    packaged.sync(home() / "cache")
+    made = packaged.read_packaged(home() / "cache")
     return made.panel, made.index[made.index["index_close"].notna()].reset_index(drop=True)
 
 
-def test_recall_on_the_packaged_years(packaged):
+def test_recall_on_the_packaged_years(packaged_years):
     """All drawdowns since 1990 but one at most, within 5 sessions of the day on which they could be called so, and at most one false event in ten years."""
-    index, limits = packaged[1], EventSettings()
+    index, limits = packaged_years[1], EventSettings()
     for vix in (index["vix_close"], np.nan):                            # with and without a VIX
         found = pd.DataFrame(events.crises(events.watch(index.assign(vix_close=vix), limits), limits))
         falls, sessions = regimes.drawdown_episodes(index), index["session"]
@@ -345,10 +345,10 @@ def test_recall_on_the_packaged_years(packaged):
         assert sum(false) <= len(index) / 252 / 10
 
 
-def test_the_seed_criteria_need_a_high_vix(packaged):
+def test_the_seed_criteria_need_a_high_vix(packaged_years):
     """2008, 2011 and 2020 had three sessions in a row above 40; 2015, 2018 and 2022 had not, so the seed cannot have found them."""
     chosen = EventSettings(preset="seed")
-    years = {packaged[1]["session"][crisis.fired].year for crisis in events.crises(events.watch(packaged[1], chosen), chosen)}
+    years = {packaged_years[1]["session"][crisis.fired].year for crisis in events.crises(events.watch(packaged_years[1], chosen), chosen)}
     assert {2008, 2011, 2020} <= years and not years & {2015, 2018, 2022}
 
 
@@ -357,9 +357,9 @@ def test_the_seed_criteria_need_a_high_vix(packaged):
 SYMBOLS = ["AAPL", "GE", "JPM", "XOM"]
 
 
-def slice_of(packaged, start: str, stop: str) -> dict:
+def slice_of(packaged_years, start: str, stop: str) -> dict:
     """What the tasks read of these years, for four symbols and three features."""
-    panel, index = (frame[frame["session"].between(start, stop)].reset_index(drop=True) for frame in packaged)
+    panel, index = (frame[frame["session"].between(start, stop)].reset_index(drop=True) for frame in packaged_years)
     panel = panel[panel["symbol"].isin(SYMBOLS)].reset_index(drop=True)
     chosen = Settings()
     made = {"market": {"panel": panel, "index": index, "sectors": pd.DataFrame({"symbol": SYMBOLS, "sector": "Energy"})}, "drift": {"drift": {"by_window": {"20": 0.3}}}}
@@ -404,8 +404,8 @@ class Loop:
 
 
 @pytest.mark.parametrize(("first", "start", "stop", "crash", "weeks"), [("2006-06-01", "2008-08-25", "2009-07-31", "2008-09-29", 2), ("2018-01-02", "2020-02-14", "2020-08-21", "2020-03-16", 1)])
-def test_a_crisis_is_detected_followed_archived_and_learned_from_once(packaged, tmp_path, first, start, stop, crash, weeks):
-    made = slice_of(packaged, first, stop)
+def test_a_crisis_is_detected_followed_archived_and_learned_from_once(packaged_years, tmp_path, first, start, stop, crash, weeks):
+    made = slice_of(packaged_years, first, stop)
     chosen = Settings(events={"canonical": ()}, memory={"window_years": 0.5, "archive_share": 0.3}, training={"min_samples_for_training": 100}, splits={"first_test_year": 2030})
     loop, days, story, asked = Loop(tmp_path, made, chosen), made["market"]["index"]["session"], [], []
     for as_of in days[days.between(start, stop)].iloc[::5 * weeks]:     # a monitor run every week, or two
@@ -441,8 +441,8 @@ def test_a_crisis_is_detected_followed_archived_and_learned_from_once(packaged, 
 
 
 @pytest.fixture(scope="module")
-def covid(packaged):
-    return slice_of(packaged, "2018-01-02", "2020-10-30")
+def covid(packaged_years):
+    return slice_of(packaged_years, "2018-01-02", "2020-10-30")
 
 
 ARGUMENTS = ("dynamic_20200220", "2020-02-20", "2020-05-07", 82.69, 0.4, {"crash": 0.9})

@@ -8,7 +8,7 @@ import pytest
 
 from mltrader import expressions as E
 from mltrader import features as F
-from mltrader import market
+from mltrader import market, packaged
 from mltrader.config import FeatureSettings, Settings, home
 from mltrader.core import ConfigError, DataError
 
@@ -376,7 +376,7 @@ def test_twins_are_seen():
 
 @pytest.fixture(scope="module")
 def real():
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     output = market.run({"cache": {"folder": str(home() / "cache")}}, Settings())
     return output, F.run({"market": output.frames}, Settings(), output.documents["summary"]["as_of"])
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mltrader import market
+from mltrader import intake, market, packaged
 from mltrader.config import Settings, home
 from mltrader.core import ConfigError, DataError, IntegrityError, VendorError, digest_bytes
 
@@ -76,7 +76,7 @@ def test_a_bad_cell_is_refused_by_file_row_and_symbol(tmp_path, name):
     assert f"bars.csv, row {at + 2}, symbol AAA" in str(caught.value)
     assert words in str(caught.value)
     faults = caught.value.faults
-    assert list(faults.columns) == list(market.FAULTS)
+    assert list(faults.columns) == list(intake.FAULTS)
     assert (at + 2) in faults["row"].tolist() and set(faults["severity"]) == {"refused"}
 
 
@@ -104,14 +104,14 @@ def test_an_exact_copy_of_a_row_is_refused_too(tmp_path):
     rows = good()
     pd.concat([rows.iloc[:6], rows.iloc[5:]]).to_csv(path, index=False)
     with pytest.raises(DataError, match="bars.csv, row 8, symbol AAA, 2021-01-11: duplicate of row 7"):
-        market.read_bars(path)
+        intake.read_bars(path)
 
 
 def test_all_faults_are_listed_and_counted(tmp_path):
     path = tmp_path / "bars.csv"
     good().assign(close=-1.0).to_csv(path, index=False)
-    with pytest.raises(market.RefusedData, match="row 2, .* And 79 more faults") as caught:
-        market.read_bars(path)
+    with pytest.raises(intake.RefusedData, match="row 2, .* And 79 more faults") as caught:
+        intake.read_bars(path)
     assert len(caught.value.faults) == 80
 
 
@@ -171,7 +171,7 @@ def test_a_truncated_parquet_file(tmp_path):
     for damaged in (data[: len(data) // 2], data[:-20] + data[-20:][::-1], data[:4] + b"\0" * (len(data) - 8) + data[-4:]):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match="bars.parquet"):
-            market.read_bars(path, "parquet")
+            intake.read_bars(path, "parquet")
 
 
 def test_a_file_that_does_not_exist(tmp_path):
@@ -216,18 +216,18 @@ def test_zones_are_read_as_sessions(tmp_path):
         rows = bars("AAA").assign(date=dates)
         rows.to_parquet(tmp_path / "bars.parquet", index=False)
         rows.assign(date=[x.isoformat() for x in dates]).to_csv(tmp_path / "bars.csv", index=False)
-        for panel, faults in (market.read_bars(tmp_path / "bars.parquet"), market.read_bars(tmp_path / "bars.csv")):
+        for panel, faults in (intake.read_bars(tmp_path / "bars.parquet"), intake.read_bars(tmp_path / "bars.csv")):
             assert panel["session"].tolist() == days.tolist()
             assert faults["severity"].tolist() == ["repaired"]
 
 
 def test_weekends_odd_opens_and_jumps_are_noted(tmp_path):
     rows = bars("AAA")
-    rows.loc[20:, list(market.PRICES)] *= 10
+    rows.loc[20:, list(intake.PRICES)] *= 10
     rows.loc[3, "open"] = 500.0
     rows.loc[len(rows) - 1, "date"] = "2021-02-27"
     rows.to_csv(tmp_path / "bars.csv", index=False)
-    panel, faults = market.read_bars(tmp_path / "bars.csv")
+    panel, faults = intake.read_bars(tmp_path / "bars.csv")
     assert faults[["severity", "row", "column"]].values.tolist() == [["note", 5, "open"], ["note", 22, "adj_close"], ["note", 41, "session"]]
     assert panel["open"].iloc[3] == 500.0
 
@@ -261,11 +261,11 @@ def numbered(rows: pd.DataFrame) -> pd.DataFrame:
 @given(frames())
 def test_valid_frames_pass_unchanged(rows):
     before = rows.copy()
-    panel, faults = market.validate(numbered(rows), "bars.csv")
+    panel, faults = intake.validate(numbered(rows), "bars.csv")
     assert set(faults["severity"]) <= {"note"}
     pd.testing.assert_frame_equal(rows, before)
     wanted = rows.assign(session=pd.to_datetime(rows["date"])).sort_values(["session", "symbol"], ignore_index=True)
-    for name in ("symbol", "session", *market.NUMBERS):
+    for name in ("symbol", "session", *intake.NUMBERS):
         np.testing.assert_array_equal(panel[name].to_numpy(), wanted[name].to_numpy())
 
 
@@ -282,8 +282,8 @@ def test_one_corruption_is_refused_by_its_row(rows, data):
     at, value = data.draw(st.integers(0, len(rows) - 1)), data.draw(st.sampled_from(CORRUPTIONS[column]))
     bad = rows.astype({"symbol": "object", "date": "object"})
     bad.loc[at, column] = value
-    with pytest.raises(market.RefusedData) as caught:
-        market.validate(numbered(bad), "bars.csv")
+    with pytest.raises(intake.RefusedData) as caught:
+        intake.validate(numbered(bad), "bars.csv")
     assert at + 2 in caught.value.faults["row"].tolist()
     assert f"bars.csv, row {at + 2}, symbol" in str(caught.value)
 
@@ -292,11 +292,11 @@ def test_one_corruption_is_refused_by_its_row(rows, data):
 @given(frames(), st.data())
 def test_a_repeated_or_misplaced_row_is_refused(rows, data):
     at = data.draw(st.integers(0, len(rows) - 1))
-    with pytest.raises(market.RefusedData, match="duplicate of row"):
-        market.validate(numbered(pd.concat([rows, rows.iloc[[at]]], ignore_index=True)), "bars.csv")
+    with pytest.raises(intake.RefusedData, match="duplicate of row"):
+        intake.validate(numbered(pd.concat([rows, rows.iloc[[at]]], ignore_index=True)), "bars.csv")
     if (rows["symbol"].value_counts() > 1).any():
-        with pytest.raises(market.RefusedData, match="sort the file"):
-            market.validate(numbered(rows[::-1].reset_index(drop=True)), "bars.csv")
+        with pytest.raises(intake.RefusedData, match="sort the file"):
+            intake.validate(numbered(rows[::-1].reset_index(drop=True)), "bars.csv")
 
 
 # ---------------------------------------------------------------- chains
@@ -310,9 +310,9 @@ def test_a_chain_keeps_every_return(n, overlap, scale, seed):
     price = pd.Series(100 * np.exp(rng.normal(0, 0.03, n).cumsum()), index=index)
     raw = pd.DataFrame({"open": price * 0.99, "high": price * 1.02, "low": price * 0.97, "close": price, "volume": 1e6})
     cut = n // 2
-    older = market.on_scale(price.iloc[: cut + overlap], raw, "old")
-    newer = market.on_scale(price.iloc[cut:] * scale, raw, "new")
-    joined = market.chain(older, newer)
+    older = packaged.on_scale(price.iloc[: cut + overlap], raw, "old")
+    newer = packaged.on_scale(price.iloc[cut:] * scale, raw, "new")
+    joined = packaged.chain(older, newer)
     np.testing.assert_allclose(joined["adj_close"].pct_change()[1:], price.pct_change()[1:], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose((joined["high"] / joined["close"]), 1.02, rtol=1e-12)
     np.testing.assert_allclose(joined["close"] * joined["volume"], price * 1e6, rtol=1e-9)  # money traded stays
@@ -381,21 +381,21 @@ def test_the_universe(tmp_path):
 
 # ---------------------------------------------------------------- the packaged provider
 
-def toy_wheel(folder: Path) -> market.Wheel:
+def toy_wheel(folder: Path) -> packaged.Wheel:
     data = b"Date,Close\n2020-01-02,1\n"
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr("toy/data/toy.csv", data)
     sha256 = digest_bytes((folder / "toy-1.0-py3-none-any.whl").read_bytes())
-    return market.Wheel("toy", "1.0", sha256, "toy/data", (("toy.csv", digest_bytes(data)),))
+    return packaged.Wheel("toy", "1.0", sha256, "toy/data", (("toy.csv", digest_bytes(data)),))
 
 
 def test_a_tampered_member_is_found_and_put_right(tmp_path):
     wheel = toy_wheel(tmp_path / "wheels")
     file = tmp_path / "toy-1.0" / "toy.csv"
-    assert [market.sync(tmp_path, [wheel])[0]["origin"] for _ in range(2)] == ["folder", "cached"]
+    assert [packaged.sync(tmp_path, [wheel])[0]["origin"] for _ in range(2)] == ["folder", "cached"]
     file.write_bytes(file.read_bytes() + b" ")
-    assert market.sync(tmp_path, [wheel])[0]["origin"] == "folder"
+    assert packaged.sync(tmp_path, [wheel])[0]["origin"] == "folder"
     assert digest_bytes(file.read_bytes()) == wheel.members[0][1]
 
 
@@ -404,7 +404,7 @@ def test_reading_a_tampered_member_is_refused(tmp_path):
     file.parent.mkdir()
     file.write_text("Date,Close\n")
     with pytest.raises(IntegrityError, match="mltrader data sync"):
-        market.read_member(tmp_path, "goog.csv")
+        packaged.read_member(tmp_path, "goog.csv")
 
 
 def test_offline_with_an_empty_cache(tmp_path, monkeypatch):
@@ -412,9 +412,9 @@ def test_offline_with_an_empty_cache(tmp_path, monkeypatch):
         assert isinstance(command, list) and "shell" not in kwargs
         return subprocess.CompletedProcess(command, 1, "", "ERROR: Could not connect to https://registry.example/simple")
 
-    monkeypatch.setattr(market.subprocess, "run", fail)
+    monkeypatch.setattr(packaged.subprocess, "run", fail)
     with pytest.raises(VendorError) as caught:
-        market.sync(tmp_path / "cache")
+        packaged.sync(tmp_path / "cache")
     assert caught.value.exit_code == 5
     for words in ("skfolio 1.12.2", "`mltrader data sync`", "put the wheel"):
         assert words in str(caught.value)
@@ -432,28 +432,28 @@ def test_a_download_of_something_else_is_not_used(tmp_path, monkeypatch):
         (folder / "toy-1.0-py3-none-any.whl").write_bytes((tmp_path / "elsewhere" / "toy-1.0-py3-none-any.whl").read_bytes())
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(market.subprocess, "run", serve)
+    monkeypatch.setattr(packaged.subprocess, "run", serve)
     with pytest.raises(VendorError, match="another SHA-256"):
-        market.sync(tmp_path / "cache", [replace(wheel, sha256="0" * 64)])
+        packaged.sync(tmp_path / "cache", [replace(wheel, sha256="0" * 64)])
     with pytest.raises(VendorError, match="another SHA-256"):
-        market.sync(tmp_path / "cache", [replace(wheel, members=(("toy.csv", "0" * 64),))])
-    assert market.sync(tmp_path / "cache", [wheel])[0]["origin"] == "downloaded"
+        packaged.sync(tmp_path / "cache", [replace(wheel, members=(("toy.csv", "0" * 64),))])
+    assert packaged.sync(tmp_path / "cache", [wheel])[0]["origin"] == "downloaded"
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["toy-1.0"]
 
 
 @pytest.fixture(scope="session")
-def packaged():
+def packaged_run():
     """The packaged run; fetches the data if they are not there yet."""
     cache = home() / "cache"
-    market.sync(cache)
+    packaged.sync(cache)
     return cache, market.run({"cache": {"folder": cache}}, Settings(), None)
 
 
-def test_the_packaged_panel(packaged):
-    _, output = packaged
+def test_the_packaged_panel(packaged_run):
+    _, output = packaged_run
     panel, summary = output.frames["panel"], output.documents["summary"]
     assert (summary["as_of"], summary["symbols"], summary["rows"]) == ("2022-12-28", 26, len(panel))
-    assert list(panel.columns) == list(market.PANEL)
+    assert list(panel.columns) == list(intake.PANEL)
     keys = panel.set_index(["session", "symbol"]).index
     assert keys.is_unique and keys.is_monotonic_increasing
     assert (panel["close"] == panel["adj_close"]).all() and (panel["low"] > panel["high"]).sum() == 0
@@ -465,7 +465,7 @@ def test_the_packaged_panel(packaged):
     index = output.frames["index"]
     assert len(index) == 8313 and index["index_close"].notna().all() and index[["rate_2y", "rate_10y"]].notna().all(axis=None)
     assert np.isnan(index.set_index("session").at[pd.Timestamp("2006-05-04"), "vix_close"])
-    assert {row["symbol"] for row in output.rows["price_data"]} == set(market.SECTORS)
+    assert {row["symbol"] for row in output.rows["price_data"]} == set(packaged.SECTORS)
 
 
 def test_a_day_after_the_panel_is_refused_and_a_thin_session_is_said(tmp_path):
@@ -479,29 +479,29 @@ def test_a_day_after_the_panel_is_refused_and_a_thin_session_is_said(tmp_path):
     assert thin["as_of"] == DAYS[-1] and [text for text in thin["degraded"] if "Only 1 of 5 symbols" in text] and whole["degraded"] == []
 
 
-def test_volume_has_no_jump_at_a_split(packaged):
-    panel = packaged[1].frames["panel"]
+def test_volume_has_no_jump_at_a_split(packaged_run):
+    panel = packaged_run[1].frames["panel"]
     apple = panel[panel["symbol"] == "AAPL"].set_index("session")["volume"]
     before, after = apple.loc["2005-02-07":"2005-02-25"].median(), apple.loc["2005-02-28":"2005-03-18"].median()
     assert 0.5 < after / before < 2                                                    # 2:1 split on 2005-02-28
 
 
-def test_2023_needs_an_explicit_as_of(packaged):
-    cache, _ = packaged
+def test_2023_needs_an_explicit_as_of(packaged_run):
+    cache, _ = packaged_run
     output = market.run({"cache": {"folder": cache}}, Settings(), pd.Timestamp("2023-05-15"))
     panel, index = output.frames["panel"], output.frames["index"]
-    late = panel[panel["session"] > market.PACKAGED_END]
+    late = panel[panel["session"] > packaged.PACKAGED_END]
     assert set(late["symbol"]) == {"AAPL", "AMZN", "GOOG", "META", "NFLX", "NVDA"}
-    assert index.loc[index["session"] > market.PACKAGED_END, "index_close"].isna().all()
-    assert index.loc[index["session"] > market.PACKAGED_END, "vix_close"].notna().all()
+    assert index.loc[index["session"] > packaged.PACKAGED_END, "index_close"].isna().all()
+    assert index.loc[index["session"] > packaged.PACKAGED_END, "vix_close"].notna().all()
     again = market.run({"cache": {"folder": cache}}, Settings(), pd.Timestamp("2022-12-28"))
-    assert again.documents["summary"] == packaged[1].documents["summary"]
+    assert again.documents["summary"] == packaged_run[1].documents["summary"]
 
 
-def test_a_missing_value_pattern_is_not_called_whole(packaged):
-    quality = packaged[1].frames["quality"].set_index("symbol")
+def test_a_missing_value_pattern_is_not_called_whole(packaged_run):
+    quality = packaged_run[1].frames["quality"].set_index("symbol")
     assert quality.at["XOM", "share_ohlc"] == 0 and quality.at["GOOG", "share_ohlc"] == 1
     assert 0.5 < quality.at["MSFT", "share_ohlc"] < 0.6
-    panel = packaged[1].frames["panel"]
+    panel = packaged_run[1].frames["panel"]
     hole = panel[(panel["symbol"] == "MSFT") & panel["session"].between("2013-03-04", "2015-03-31")]
     assert hole["open"].isna().all() and hole["close"].notna().all()

@@ -13,7 +13,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mltrader import market, quality
+from mltrader import intake, market, packaged, quality
 from mltrader.config import Settings, home
 from mltrader.core import ConfigError, DataError, IntegrityError
 
@@ -21,14 +21,14 @@ PRICES = ["open", "high", "low", "close", "adj_close"]
 
 
 @pytest.fixture(scope="session")
-def packaged() -> market.TaskOutput:
-    market.sync(home() / "cache")
+def packaged_run() -> market.TaskOutput:
+    packaged.sync(home() / "cache")
     return market.run({"cache": {"folder": home() / "cache"}}, Settings(), None)
 
 
 @pytest.fixture(scope="session")
-def panel(packaged) -> pd.DataFrame:
-    return packaged.frames["panel"]
+def panel(packaged_run) -> pd.DataFrame:
+    return packaged_run.frames["panel"]
 
 
 def crowd(symbols: int = 8, n: int = 400, seed: int = 0) -> pd.DataFrame:
@@ -214,7 +214,8 @@ def replace_close(bars: pd.DataFrame, symbol: str, days: np.ndarray) -> pd.DataF
 
 
 def test_more_findings_than_are_listed_are_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(market, "MAX_FAULTS", 5)
+    for module in (intake, market):
+        monkeypatch.setattr(module, "MAX_FAULTS", 5)
     bars = crowd(1, 300)
     bars = bars[(bars.index % 10 > 0) | (bars.index == 0)]            # 29 gaps
     notes = own(tmp_path, bars).frames["faults"].query("column == 'session'")
@@ -231,7 +232,7 @@ def test_without_a_calendar_the_panel_is_its_own(tmp_path):
 
 def test_completeness_is_measured_to_the_declared_end():
     """The packaged panel is history: in 2023, twenty of its stocks are not late."""
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     output = market.run({"cache": {"folder": home() / "cache"}}, Settings(), pd.Timestamp("2023-05-15"))
     found = output.documents["summary"]["quality"]
     assert found["missing"] == found["extra"] == 0 and found["last_session_missing"] == [] and found["completeness"] == 1
@@ -257,15 +258,15 @@ def test_a_provider_that_breaks_the_contract_is_named(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- who was a member when
 
-def test_survivorship_is_measured(packaged):
-    covered = packaged.frames["membership"]
+def test_survivorship_is_measured(packaged_run):
+    covered = packaged_run.frames["membership"]
     row = covered[covered["session"] == "2008-12-31"].iloc[0]
     assert (row["members"], row["present"], row["missing"]) == (482, 23, 459)
-    assert "of the 482 known members of the S&P 500 on 2008-12-31 the panel has 23" in packaged.documents["summary"]["survivorship"]
+    assert "of the 482 known members of the S&P 500 on 2008-12-31 the panel has 23" in packaged_run.documents["summary"]["survivorship"]
     assert len(covered) == 33 and (covered["present"] + covered["missing"] == covered["members"]).all()
 
 
-def test_symbols_take_part_while_they_are_members(packaged):
+def test_symbols_take_part_while_they_are_members(packaged_run):
     output = market.run({"cache": {"folder": home() / "cache"}}, Settings.model_validate({"universe": {"members_of": "sp500"}}), None)
     panel, notes = output.frames["panel"], output.frames["faults"]
     spans = panel.groupby("symbol")["session"].agg(["min", "max"])
@@ -273,7 +274,7 @@ def test_symbols_take_part_while_they_are_members(packaged):
     amd = panel.loc[panel["symbol"] == "AMD", "session"]
     assert not amd.between("2013-09-20", "2017-03-17").any() and amd.between("2013-09-19", "2017-03-20").sum() == 2
     told = notes[notes["file"] == "members of sp500"]
-    assert told["symbol"].is_unique and {"META", "AMD", "RRC"} <= set(told["symbol"]) and len(panel) + told["value"].astype(int).sum() == len(packaged.frames["panel"])
+    assert told["symbol"].is_unique and {"META", "AMD", "RRC"} <= set(told["symbol"]) and len(panel) + told["value"].astype(int).sum() == len(packaged_run.frames["panel"])
     assert output.documents["summary"]["quality"]["missing"] == 0      # out of the index is no gap in the data
     early = market.run({"cache": {"folder": home() / "cache"}}, Settings.model_validate({"universe": {"members_of": "sp500"}}), pd.Timestamp("2012-06-29"))
     assert "META" not in set(early.frames["panel"]["symbol"])
@@ -298,10 +299,10 @@ def test_a_file_of_members_is_never_unpickled(tmp_path, monkeypatch):
     file.parent.mkdir()
     file.write_bytes(evil)
     with pytest.raises(IntegrityError, match="SHA-256"):
-        market.members(tmp_path)
-    monkeypatch.setattr(market, "read_member", lambda cache, name: b"\x80\x04]\x94." + evil)
+        packaged.members(tmp_path)
+    monkeypatch.setattr(packaged, "read_member", lambda cache, name: b"\x80\x04]\x94." + evil)
     with pytest.raises(IntegrityError, match="layout"):
-        market.members(tmp_path)
+        packaged.members(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from mltrader import market, sectors
+from mltrader import packaged, sectors
 from mltrader import store as db
 from mltrader.config import Settings
 from mltrader.core import CLASSES, REGIMES, Clock, DataError
@@ -153,7 +153,7 @@ def test_a_sector_beyond_the_eleven_is_kept_and_reported():
     renamed = FRAME.assign(sector=FRAME["sector"].map({"A": "Energy", "B": "Utilities", "C": None}))
     clean = sectors.run(INPUTS | {"meta": {"evaluation": renamed}}, QUICK, FRAME["session"].max())
     assert clean.documents["summary"]["outside_gics"] == [] and "GICS" not in sectors.table(clean).attrs["caption"]
-    assert set(market.SECTORS.values()) <= set(sectors.GICS)
+    assert set(packaged.SECTORS.values()) <= set(sectors.GICS)
 
 
 def test_one_symbol_has_one_sector():

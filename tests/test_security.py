@@ -164,10 +164,10 @@ except ModuleNotFoundError:
 
 def test_plain_papermill_runs_the_notebooks(tmp_path):
     """Two tasks in a row, by papermill alone, with ploomber not importable here or in the kernels: what the first stores the second reads."""
-    from mltrader import market
+    from mltrader import packaged
     from mltrader.config import home
 
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     (tmp_path / "cache").symlink_to(home().resolve() / "cache")
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "ploomber.py").write_text("raise ModuleNotFoundError('No module named ploomber', name='ploomber')\n")

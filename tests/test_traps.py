@@ -17,7 +17,7 @@ from scipy.stats import norm
 from sklearn.model_selection import KFold
 from test_promotion import EVALUATIONS, PROBA, answer, evidence, verdict
 
-from mltrader import drift, features, labels, market, memory, meta, promotion, replay, reports, sectors, splits
+from mltrader import drift, features, labels, market, memory, meta, packaged, promotion, replay, reports, sectors, splits
 from mltrader.config import Settings, home
 from mltrader.core import BUY, CLASSES, HOLD, PROBABILITIES, SELL, DataError, OutOfFold
 from mltrader.forest import RandomForestModel
@@ -266,7 +266,7 @@ def by_pattern(X, y, rows, X_test):
 @pytest.fixture(scope="module")
 def bars():
     """The packaged panel."""
-    market.sync(home() / "cache")
+    packaged.sync(home() / "cache")
     return market.run({"cache": {"folder": home() / "cache"}}, Settings())
 
 

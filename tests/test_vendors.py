@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mltrader import market, reports, vendors
+from mltrader import intake, market, reports, vendors
 from mltrader.cli import app
 from mltrader.config import Settings, VendorSettings
 from mltrader.core import Clock, ConfigError, IntegrityError, MltraderError, VendorError, digest_file
@@ -171,7 +171,7 @@ def test_a_partial_set_is_never_published(chaos, stored, change):
         chaos.bars = rows[(rows["symbol"] != "CCC") | (rows["date"] == WEDNESDAY)]
     else:
         chaos.bars = rows[(rows["symbol"] != "CCC") | (rows["date"] > "2023-09-01")].copy()
-        chaos.bars.loc[chaos.bars["symbol"] == "CCC", list(market.PRICES)] /= 2
+        chaos.bars.loc[chaos.bars["symbol"] == "CCC", list(intake.PRICES)] /= 2
     error, _, _ = sync("yfinance", chaos.url, stored, WEDNESDAY, wanted)
     assert isinstance(error, vendors.Refused) and error.exit_code == 5 and said in str(error), error
     assert state(stored, "yfinance") == before
@@ -214,11 +214,11 @@ def test_the_whole_way(chaos, tmp_path):
         assert sync(which, chaos.url, tmp_path, TUESDAY, wanted)[0]["status"] == "first"
     output = market.run({"cache": {"folder": tmp_path}}, wanted)
     panel, index, summary = output.frames["panel"], output.frames["index"], output.documents["summary"]
-    assert list(panel.columns) == list(market.PANEL) and list(index.columns) == list(market.INDEX)
+    assert list(panel.columns) == list(intake.PANEL) and list(index.columns) == list(intake.INDEX)
     assert summary["as_of"] == summary["declared_end"] == str(TUESDAY.date()) and summary["symbols"] == 4
     assert panel[["session", "symbol"]].equals(panel[["session", "symbol"]].sort_values(["session", "symbol"], ignore_index=True))
     truth = chaos.bars[chaos.bars["symbol"].isin(SYMBOLS) & (chaos.bars["date"] <= TUESDAY)].sort_values(["date", "symbol"])
-    assert np.allclose(panel[list(market.NUMBERS)], truth[list(market.NUMBERS)], rtol=1e-12)  # the vendor's own adj_close, nothing adjusted
+    assert np.allclose(panel[list(intake.NUMBERS)], truth[list(intake.NUMBERS)], rtol=1e-12)  # the vendor's own adj_close, nothing adjusted
     assert (index["vix_close"] > 0).all() and index[["vix_open", "vix_high", "vix_low"]].isna().all(axis=None)
     assert index["rate_10y"].notna().all() and index["rate_10y"].iloc[20] == index["rate_10y"].iloc[19]  # carried over the bond holiday
     assert summary["vix_source"].startswith("VIX close (FRED") and "yfinance" in summary["index_source"]
@@ -238,7 +238,7 @@ def test_the_whole_way(chaos, tmp_path):
     assert nothing["status"] == "current" and chaos.asked == []  # up to date: nobody is asked
 
     split = chaos.bars["symbol"] == "BBB"
-    chaos.bars.loc[split, list(market.PRICES)] /= 10
+    chaos.bars.loc[split, list(intake.PRICES)] /= 10
     chaos.bars.loc[split, "volume"] *= 10
     third, _, _ = sync("yfinance", chaos.url, tmp_path, THURSDAY, wanted)
     told = {row["symbol"]: row for row in third["symbols"]}
@@ -330,7 +330,7 @@ def test_killed_on_the_way_the_old_vintage_is_in_force(tmp_path, kind, step, mom
     if kind != "first":
         go(TUESDAY)
     if kind == "revision":
-        rows.loc[rows["symbol"] == "AAA", list(market.PRICES)] /= 3
+        rows.loc[rows["symbol"] == "AAA", list(intake.PRICES)] /= 3
     before = market.current_vintage(cache, "hand")
     real, count = os.replace, iter(range(9))
 
@@ -392,7 +392,7 @@ def test_no_file_of_fred_is_a_traceback(text):
 
 
 @hypothesis_settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 119), st.sampled_from(market.NUMBERS), st.floats(2e-3, 3)), max_size=5), st.sets(st.integers(0, 119), max_size=3))
+@given(st.lists(st.tuples(st.integers(0, 119), st.sampled_from(intake.NUMBERS), st.floats(2e-3, 3)), max_size=5), st.sets(st.integers(0, 119), max_size=3))
 def test_differences_are_found_where_they_are_and_nowhere_else(edits, gone):
     stored, _ = vendors.clean(bars(("AAA", "BBB", "CCC"), DAYS[-40:]), vendors.YFinance(None, Path()), DAYS)
     fresh, touched = stored.copy(), {}
@@ -544,7 +544,7 @@ class TestCommand:
         value = json.loads(first.stdout)
         assert [r["status"] for r in value["results"]] == ["first", "first"] and "5 of 5 symbols" in first.stderr
         split = chaos.bars["symbol"] == "BBB"
-        chaos.bars.loc[split, list(market.PRICES)] /= 2
+        chaos.bars.loc[split, list(intake.PRICES)] /= 2
         dry = json.loads(call("--dry-run", "--json", day=WEDNESDAY).stdout)
         assert dry["plan"]["yfinance"]["AAA"] == str(DAYS[-8].date())  # five stored sessions again
         second = call(day=WEDNESDAY)
