@@ -118,6 +118,7 @@ def unsealed(path: Path) -> dict[str, Any]:
 MODELS: dict[str, tuple[str, str]] = {
     "forest": ("mltrader.forest", "RandomForestModel"),
     "boosting": ("mltrader.boosting", "XGBoostModel"),
+    "own": ("mltrader.estimators", "OwnModel"),
     "meta": ("mltrader.meta", "MetaLearner"),
 }
 

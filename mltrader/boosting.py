@@ -16,7 +16,8 @@ import pandas as pd
 from .checks import InputError
 from .config import BoostingSettings, Settings
 from .core import CLASSES, IntegrityError, TaskOutput, canonical_json, digest_bytes, digest_modules, seed_for
-from .forest import BaseModel, Fit, as_replayed, columns_of, describe_inputs, learn_inputs, parameters_of, predict_inputs, replay_recipe, require_fit, run_component
+from .estimators import BaseModel, columns_of, describe_inputs, learn_inputs, parameters_of, predict_inputs, require_fit
+from .forest import Fit, as_replayed, replay_recipe, run_component
 from .forest import figure as figure
 from .forest import table as table
 from .splits import log_loss_rows
@@ -196,7 +197,7 @@ def component_recipe(settings: Settings) -> dict[str, Any]:
 
     return {"component": "boosting", "settings": settings.boosting.model_dump(mode="json"), "classes": list(CLASSES),
             "seed": seed_for("boosting", settings.run.seed), "xgboost": xgboost.__version__, "replay": replay_recipe(settings),
-            "code": digest_modules("checks", "forest", "boosting", "replay")}
+            "code": digest_modules("checks", "estimators", "forest", "boosting", "replay")}
 
 
 def fitter(section: BoostingSettings, settings: Settings) -> Fit:

@@ -21,7 +21,7 @@ from .boosting import XGBoostModel, _native, every_so_many
 from .checks import training_inputs
 from .config import BoostingSettings
 from .core import ConfigError, DataError, MltraderError, canonical_json, seed_for, to_session, usable_at
-from .forest import describe_inputs, parameters_of
+from .estimators import describe_inputs, parameters_of
 from .memory import average_uniqueness
 
 if TYPE_CHECKING:

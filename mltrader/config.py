@@ -9,8 +9,8 @@ __all__ = ['CANONICAL_EVENTS', 'STATES', 'Candidate', 'NOTIFY_URL', 'ChannelName
            'ReplaySettings', 'MemorySettings', 'SplitSettings', 'ForestSettings', 'BoostingSettings', 'TuningSettings',
            'MetaSettings', 'BacktestSettings', 'ExplainSettings', 'PromotionSettings', 'WatchSettings',
            'TrainingSettings', 'NotifySettings', 'ScheduleSettings', 'DashboardSettings', 'TimeMachineSettings',
-           'LiveSettings', 'PaperSettings', 'Settings', 'changed', 'settings_path', 'load_settings', 'set_environment',
-           'home', 'database_url', 'artifacts_place']
+           'LiveSettings', 'PaperSettings', 'Settings', 'own_estimators', 'changed', 'settings_path', 'load_settings',
+           'set_environment', 'home', 'database_url', 'artifacts_place']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
 import os
@@ -291,6 +291,8 @@ class ForestSettings(Section):
     max_samples: Annotated[float, Field(gt=0, le=1)] | Literal["uniqueness"] = "uniqueness"  # share of the rows a tree draws; the word: the rows' average uniqueness
     max_features: Annotated[float, Field(gt=0, le=1)] | Literal["sqrt", "log2"] = "sqrt"  # a share of the features, or a rule
     max_bin: int = Field(64, ge=2, le=255)  # bins that a feature is cut into
+    estimator: str = Field("", pattern=r"^$|^[a-z_][a-z0-9_]*\.[A-Za-z0-9_]+$")  # a model of one's own in the forest's place, as registered: module.name; empty: the forest
+    parameters: dict[str, bool | int | float | str] = {}  # what its constructor takes beside the seed
 
 
 class BoostingSettings(Section):
@@ -309,7 +311,7 @@ class BoostingSettings(Section):
     tail_sessions: int = Field(252, ge=20)  # the last sessions of the training rows, on which the number of rounds is found
 
 
-Candidate = dict[str, int | float | str]
+Candidate = dict[str, int | float | str | dict[str, bool | int | float | str]]
 
 
 class TuningSettings(Section):
@@ -566,6 +568,11 @@ class Settings(Section):
     def digest(self, *sections: str) -> str:
         """SHA-256 of the effective settings, or of the named sections only."""
         return digest_json(self.model_dump(mode="json", include=set(sections) or None))
+
+
+def own_estimators(settings: Any) -> tuple[str, ...]:
+    """Names of the own models in [forest] and among its candidates in [tuning]."""
+    return tuple(sorted({settings.forest.estimator, *(str(one.get("estimator", "")) for one in settings.tuning.forest)} - {""}))
 
 
 def changed(settings: Settings, **sections: Mapping[str, Any]) -> Settings:

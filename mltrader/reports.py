@@ -32,7 +32,7 @@ from typing import Any
 from . import registry
 from . import store as db
 from .artifacts import ArtifactStore, FoldCache, publish, sealed, unsealed
-from .config import Settings, home, load_settings
+from .config import Settings, home, load_settings, own_estimators
 from .core import PROBABILITIES, SESSION_DTYPE, TASKS, Clock, ConfigError, IntegrityError, MltraderError, TaskOutput, canonical_json, digest_file, digest_json, failpoint, project_root, to_session
 from .store import Store
 
@@ -153,6 +153,9 @@ def input_document(task: str, settings: Settings, store: Store | None, as_of: An
     sections = settings.model_dump(mode="json", include=set(PIPELINE[task].sections))
     document = {"task": task, "settings": sections, "seed": settings.run.seed, "store": store.uuid() if store else None,
                 "state": decisions_before(task, store, as_of)}
+    if (names := own_estimators(settings)) and "forest" in PIPELINE[task].sections:  # named by settings, so that no list of imports knows these modules
+        files = {name: Path(__file__).with_name(f"{name.partition('.')[0]}.py") for name in names}
+        document["estimators"] = {name: digest_file(path) if path.is_file() else None for name, path in files.items()}
     if task == "market":
         document |= {"as_of": settings.run.as_of and settings.run.as_of.isoformat(), "data": data_fingerprint(settings)}
     return document

@@ -232,6 +232,66 @@ def test_users_own_panel_and_bad_data(project):
     assert examples.returncode == 0 and "Training failed:" in examples.stdout and "failed (manual)" in examples.stdout and "nan%" in examples.stdout, examples.stderr
 
 
+MINE = """
+import numpy as np
+from mltrader.estimators import register
+
+@register("stump", libraries=("scikit-learn",))
+class Stump:
+    def __init__(self, seed, depth=2):
+        self.depth = depth
+    def fit(self, X, y, weight):
+        from sklearn.tree import DecisionTreeClassifier
+        tree = DecisionTreeClassifier(max_depth=self.depth, min_samples_leaf=50).fit(np.nan_to_num(X), y, weight).tree_
+        self.left, self.right, self.feature, self.threshold = tree.children_left, tree.children_right, tree.feature, tree.threshold
+        self.shares = tree.value[:, 0] / tree.value[:, 0].sum(axis=1, keepdims=True)
+        return self
+    def predict_proba(self, X):
+        values, at = np.nan_to_num(X.to_numpy()), np.zeros(len(X), dtype=int)
+        for _ in range(self.depth):
+            inner = self.left[at] >= 0
+            below = values[np.arange(len(at)), np.maximum(self.feature[at], 0)] <= self.threshold[at]
+            at = np.where(inner, np.where(below, self.left[at], self.right[at]), at)
+        return self.shares[at]
+    def state(self):
+        return {name: getattr(self, name) for name in ("depth", "left", "right", "feature", "threshold", "shares")}
+    @classmethod
+    def restore(cls, state):
+        made = cls(0, state["depth"])
+        vars(made).update(state)
+        return made
+"""
+
+
+def test_a_model_of_ones_own_takes_part_by_name(project):
+    """A notebook registers it, the settings name it: it is fitted fold by fold, stacked, explained, judged as a new recipe and read back in another process; a changed class is another run."""
+    home, notebook, module = project.fresh_home("mine_home"), project.root / "nbs" / "32a_mine.ipynb", project.root / "mltrader" / "mine.py"
+    cells = [{"cell_type": "code", "id": f"c{n}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for n, text in enumerate(("#| default_exp mine", "#| export\n" + MINE.strip()))]
+    title = {"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# What does one split say?\n\n> A stump.\n"}
+    notebook.write_text(json.dumps({"cells": [title, *cells], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    env = {"MLTRADER_HOME": str(home), "MLTRADER_RUN__REPORTS": str(home / "reports"), "MLTRADER_FOREST__ESTIMATOR": "mine.stump"}
+    try:
+        early = project.call("mltrader", "cycle", "--no-kernels", **env)
+        assert early.returncode != 0 and "nbdev_export" in early.stderr, early.stderr
+        assert project.call("nbdev_export").returncode == 0
+        done = project.call("mltrader", "cycle", "--no-kernels", "--json", **env)
+        assert done.returncode in (0, 3), done.stdout + done.stderr
+        code = ("import mltrader; run = mltrader.runs()[0]['id']; made = mltrader.load_product(run, 'forest'); said = mltrader.load_product(run, 'explain')['summary']['components']; "
+                "print(made['recipe']['component'], type(made['model']).__name__, made['model'].estimator_.depth, said['forest']['engine'], said['stack']['kind'], sep='|')")
+        told = project.call(sys.executable, "-c", code, **env)
+        assert told.stdout.strip() == "mine.stump|OwnModel|2|sampled orders of features, 8 background rows|mixed", told.stdout + told.stderr
+        with Store(f"sqlite:///{home / 'mltrader.db'}", create=False).read() as conn:
+            gate = db.gate_row(conn, json.loads(done.stdout)["run_id"])
+        assert gate["kind"] == "first" and {"beats_prior", "calibrated"} <= {row["rule"] for row in gate["rules"]}
+        module.write_text(module.read_text().replace("depth=2", "depth=1"))  # somebody has changed the class
+        changed = project.call(sys.executable, "-c", "from mltrader.config import load_settings; from mltrader.reports import write_inputs; print(sorted(write_inputs(load_settings(), None, None)))", **env)
+        assert {"forest", "promotion"} <= set(changed.stdout.strip("[]\n").replace("'", "").split(", ")), changed.stdout + changed.stderr
+    finally:
+        notebook.unlink()
+        module.unlink(missing_ok=True)
+        project.call("nbdev_export")
+
+
 def test_a_killed_task_is_not_taken_for_done(project, tmp_path):
     """Kill -9 in mid-task, put the source back: Ploomber alone would call the task up to date (`Skipped`). The next build waits for no lease."""
     source = project.root / "nbs" / "40_backtest.ipynb"
