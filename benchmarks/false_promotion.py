@@ -58,7 +58,7 @@ from mltrader.core import digest_file, digest_json, digest_modules, seed_for  # 
 STUDY = 1  # of the seeds
 PACKED = ROOT / "benchmarks" / "studies" / "false_promotion.tar.xz"  # what has been computed so far
 CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
-MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
+MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "estimators", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
            "replay", "significance", "splits", "trees", "tuning")
 SECTIONS = ("market", "universe", "features", "regimes", "labels", "drift", "events", "memory", "replay", "splits", "forest", "boosting", "tuning", "meta", "backtest", "explain", "promotion", "training")
 

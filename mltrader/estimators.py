@@ -243,7 +243,7 @@ class OwnModel(BaseModel):
         except TypeError as error:
             raise ConfigError(f"[forest] parameters do not fit {self.chosen().estimator}: {error}.") from error
         made.fit(_frame(values.copy(), names), labels.copy(), weight.copy())
-        self.estimator_, self.present_ = made, np.unique(labels[weight > 0])
+        self.estimator_, self.present_ = made, np.unique(labels)
         self.background_ = values[np.unique(np.linspace(0, len(values) - 1, BACKGROUND).astype(int))]
         describe_inputs(self, names, values.shape[1])
         return self
