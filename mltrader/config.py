@@ -13,6 +13,7 @@ __all__ = ['CANONICAL_EVENTS', 'STATES', 'Candidate', 'NOTIFY_URL', 'ChannelName
            'set_environment', 'home', 'database_url', 'artifacts_place']
 
 # %% ../nbs/01_config.ipynb #6ae2d328
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -595,8 +596,14 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, dict[str, Any
         section, key = name.removeprefix("MLTRADER_").lower().split("__", 1)
         kind = Settings.model_fields.get(section)
         field = kind.annotation.model_fields.get(key) if kind is not None else None
-        is_list = field is not None and str(field.annotation).startswith("tuple")
-        found.setdefault(section, {})[key] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
+        shape = "" if field is None else str(field.annotation)
+        value: Any = [part.strip() for part in text.split(",") if part.strip()] if shape.startswith("tuple") else text
+        if shape.startswith("dict"):
+            try:
+                value = json.loads(text)
+            except ValueError:
+                raise ConfigError(f'{name} is a table: write it as JSON, such as {{"depth": 3}}.') from None
+        found.setdefault(section, {})[key] = value
     return found
 
 

@@ -434,9 +434,9 @@ def figure(output: TaskOutput) -> "Figure":
     ax.axhline(0, color=figures.INK, lw=0.8)
     mean = float(np.average(gain, weights=folds["n_test"])) if len(folds) else float("nan")
     name = output.documents["recipe"]["component"]
-    name = name if "." in name else name.capitalize()  # a model of one's own is called as in the settings
+    name = f"{name}, in the forest's place," if "." in name else name.capitalize()  # a model of one's own is called as in the settings
     won = f"{int((gain > 0).sum())} of {len(folds)} years"
-    ax.set(title=f"{name} beats the prior in {won}, by {mean:.3f} nats a row on average")
+    ax.set(title=f"{name} beats the prior in {won}; over all rows {mean:+.3f} nats a row")
     ax.set(xlabel="test year", ylabel="gain in log-loss (nats)")
     return picture
 
@@ -449,7 +449,7 @@ def table(output: TaskOutput) -> pd.DataFrame:
     if len(folds):
         scores = ("log_loss", "prior_log_loss", "calibration_error")
         means = {c: np.average(folds[c], weights=folds["n_test"]) for c in scores}
-        whole = {"fold": "all rows", "n_train": folds["n_train"].mean(), "n_test": folds["n_test"].sum(), **means}
+        whole = {"fold": "all rows", "n_train": round(folds["n_train"].mean()), "n_test": folds["n_test"].sum(), **means}
         shown = pd.concat([shown, pd.DataFrame([whole])], ignore_index=True)
     shown["gain"] = shown["prior_log_loss"] - shown["log_loss"]
-    return shown.round({"n_train": 0, "log_loss": 4, "prior_log_loss": 4, "gain": 4, "calibration_error": 3})
+    return shown.round({"log_loss": 4, "prior_log_loss": 4, "gain": 4, "calibration_error": 3})
