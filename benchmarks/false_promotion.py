@@ -172,6 +172,12 @@ def results_in(folder: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(path.read_bytes()) for path in folder.glob("*.json")), key=lambda one: one["seed"])
 
 
+def unchanged(root: Path, name: str, folder: Path) -> None:
+    """End the study if the code on disk is no longer that of `folder`, which was imported."""
+    if place(root, name) != folder:
+        sys.exit("The code has changed under the study; start it again.")
+
+
 def facts(result: Mapping[str, Any]) -> str:
     """What has to come out again to the last digit: a result but for its times and the code that made it."""
     return json.dumps({name: value for name, value in result.items() if name not in ("cpu_s", "loop_cpu_s", "code", "carried")}, sort_keys=True)
@@ -199,6 +205,7 @@ def carry(root: Path, name: str, checks: int) -> list[str]:
         again = {}
         for one in checked:
             again[one["seed"]] = one_world(name, one["seed"])
+            unchanged(root, name, here)
             if facts(again[one["seed"]]) != facts(one):
                 said.append(f"{there.name}: seed {one['seed']} comes out differently with the present code, so that none of its {len(missing)} results is taken over")
                 break
@@ -374,8 +381,7 @@ def work(root: Path, names: list[str], seeds: range | None, seconds: float) -> N
             print("time is up", file=sys.stderr)
             return
         result = one_world(name, seed)
-        if place(root, name) != folders[name]:
-            sys.exit("The code has changed under the study; start it again.")
+        unchanged(root, name, folders[name])
         publish(path, json.dumps(result).encode())
         print(f"{name} {seed}: promoted in {[i for i, c in enumerate(result['cycles']) if c['promoted']]}, {result['cpu_s']:.0f} CPU-s", file=sys.stderr, flush=True)
 

@@ -210,6 +210,11 @@ def test_results_of_earlier_code_count_only_where_worlds_come_out_equal(tmp_path
     assert "9 results taken over; 4 of them computed again" in said and [one["seed"] for one in found] == list(range(10))
     assert [one["seed"] for one in found if "carried" not in one] == [0, 1, 3, 6, 9] and found[2]["carried"] == [{"to": study.code("iid"), "checked": [0, 3, 6, 9]}] and found[2]["code"] == "0123456789ab"
     assert study.carry(tmp_path, "iid", 4) == []
+    study.publish(here.with_name("iid-0123456789ab") / "0010.json", json.dumps(stored(10)).encode())
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="has changed under the study"):
+        patch.setattr(study, "one_world", lambda name, seed: patch.setattr(study, "code", lambda name: "edited") or stored(seed))
+        study.carry(tmp_path, "iid", 1)
+    assert len(study.results_in(here)) == 10
     study.show(study.summary(found), [])
     assert "of 10 worlds (5 by earlier code, taken over)" in study.rows_of(study.summary(found))[0]["note"]
     assert "Computed by earlier code, whose results on worlds computed again are the same: iid 5." in capsys.readouterr().out
