@@ -1106,7 +1106,9 @@ def paper_resume(account: Account = "main", accept: Annotated[bool, typer.Option
             others = [StoreJournal(store, name) for name in db.account_names(conn) if name != account]
         paper.resume(desk, accept, others)
     why = ", ".join(before["causes"]) or "nothing"
-    say({"resumed": not dry_run, "causes": before["causes"]}, as_json, f"{'Would resume' if dry_run else 'Resumed'} {account}; it was stopped by {why}.")
+    again = [] if dry_run else paper.status_of(_store(), account)["causes"]
+    say({"resumed": not dry_run and not again, "causes": before["causes"], "again": again}, as_json,
+        f"{'Would resume' if dry_run else 'Resumed'} {account}; it was stopped by {why}." + (f" Meanwhile it was stopped again, by {', '.join(again)}." if again else ""))
 
 
 @paper_app.command("report")

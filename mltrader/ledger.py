@@ -333,20 +333,26 @@ class KillSwitch:
         self.path = Path(folder) / "HALT"
 
     @property
+    def mark(self) -> tuple[int, int] | None:
+        """Which halt it is: another one after somebody engaged or touched it; None if there is none."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return 0, 0
+        return found.st_ino, found.st_mtime_ns
+
+    @property
     def engaged(self) -> bool:
         """Whether trading is to stop."""
-        try:
-            self.path.lstat()
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
-        return True
+        return self.mark is not None
 
     def engage(self, reason: str) -> None:
         """Stop everything."""
         publish(self.path, f"{reason}\n".encode())
 
-    def release(self) -> None:
-        """Let it go on; the log may still say otherwise."""
-        self.path.unlink(missing_ok=True)
+    def release(self, mark: tuple[int, int] | None) -> None:
+        """Let it go on if the halt is still the one that was seen; the log may say otherwise."""
+        if self.mark == mark:
+            self.path.unlink(missing_ok=True)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAIN', 'NAME', 'SEVERITY', 'Known', 'Tape', 'read_tape', 'plan_orders', 'Desk', 'strangers', 'their_orders',
            'reconcile', 'look_at_account', 'measure', 'facts_of', 'decide', 'ruling', 'send', 'deliver', 'write_cause',
-           'halt', 'resume', 'champion_model', 'known_of', 'sessions_due', 'StoredBook', 'opens_after', 'market_of',
-           'terms_of', 'open_desk', 'left_for_later', 'announce', 'trade', 'cancel_open', 'status_of', 'attributions',
-           'attribute', 'newest_outputs', 'labels_at_hand']
+           'halt', 'resume', 'write_resumed', 'champion_model', 'known_of', 'sessions_due', 'StoredBook', 'opens_after',
+           'market_of', 'terms_of', 'open_desk', 'left_for_later', 'announce', 'trade', 'cancel_open', 'status_of',
+           'attributions', 'attribute', 'newest_outputs', 'labels_at_hand']
 
 # %% ../nbs/71_paper.ipynb #22aa1906
 import re
@@ -395,11 +395,11 @@ def deliver(desk: Desk, session: date, order: Order) -> Event:
     return desk.note("sent", session, name, order.symbol)
 
 # %% ../nbs/71_paper.ipynb #6115fa2e
-def write_cause(journal: Journal, cause: str, reason: str, clock: Clock) -> bool:
-    """Write a cause of the state into a log, if it is not in force; whether it is now."""
+def write_cause(journal: Journal, cause: str, reason: str, clock: Clock, again: bool = False) -> bool:
+    """Write a cause of the state into a log, if it is not in force (or `again`); whether it is now."""
     for _ in range(5):
         ledger = Ledger().apply(journal.read())
-        if cause in ledger.causes:
+        if cause in ledger.causes and not again:
             return True
         try:
             journal.append([Event("state", clock.now(), details={"added": [cause], "cause": cause, "reason": reason[:500]})], ledger.seq)
@@ -410,13 +410,13 @@ def write_cause(journal: Journal, cause: str, reason: str, clock: Clock) -> bool
 
 
 def halt(journal: Journal, switch: KillSwitch, reason: str, clock: Clock) -> None:
-    """Halt an account, whatever it is doing."""
+    """Halt an account, whatever it is doing; one that is halted, too, since somebody may be resuming it."""
     switch.engage(reason)
-    write_cause(journal, "operator", reason, clock)  # if others keep writing, the file halts it meanwhile
+    write_cause(journal, "operator", reason, clock, again=True)  # if others keep writing, the file halts it meanwhile
 
 
 def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> None:
-    """Let an account trade again, after what has happened at the broker since is in the log.
+    """Let an account trade again, after what has happened at the broker since is in the log. What halts it meanwhile stays, the same cause and the file as well.
 
     Parameters
     ----------
@@ -433,7 +433,8 @@ def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> 
         If the log of another account could not be written; the account stays halted.
     """
     desk.refresh()
-    session, known = desk.ledger.decided or desk.ledger.done, desk.ledger.causes  # one that comes while the broker is asked stays
+    session, known, seq = desk.ledger.decided or desk.ledger.done, desk.ledger.causes, desk.ledger.seq
+    mark = desk.switch.mark if desk.switch is not None else None
     if accept:
         for name in desk.ledger.pending():
             desk.broker.cancel(name)
@@ -442,11 +443,25 @@ def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> 
         raise ConfigError(f"The log cannot explain what the broker has ({'; '.join(faults[:5])}): find out why, then `mltrader paper resume --accept` takes the broker's word.")
     if accept:
         desk.log(desk.note("adopted", session, positions=desk.broker.positions(), known=strangers(desk, their_orders(desk, session)) if session is not None else []))
-    if desk.switch is not None and desk.switch.engaged and not all(write_cause(other, "kill_switch", "the file HALT was there", desk.clock) for other in others):
+    if mark is not None and not all(write_cause(other, "kill_switch", "the file HALT was there", desk.clock) for other in others):
         raise LeaseError("Another account's log keeps growing, so that its halt cannot be written into it; nothing was resumed.")
-    desk.log(desk.note("resumed", session, equity=desk.ledger.last_equity(), removed=[one for one in desk.ledger.causes if one in known or (accept and one == "mismatch")]))
+    write_resumed(desk, session, known, seq, accept)
     if desk.switch is not None:
-        desk.switch.release()
+        desk.switch.release(mark)
+
+
+def write_resumed(desk: Desk, session: date | None, known: Sequence[str], seq: int, accept: bool) -> None:
+    """Take back the causes that were known, but for those that came (again) after line `seq` of the log."""
+    for _ in range(5):
+        desk.refresh()
+        later = {cause for event in desk.journal.read(seq) if event.kind == "state" for cause in event.details.get("added", ())} - ({"mismatch"} if accept else set())
+        removed = [cause for cause in desk.ledger.causes if cause not in later and (cause in known or (accept and cause == "mismatch"))]
+        try:
+            desk.ledger.apply(desk.journal.append([desk.note("resumed", session, equity=desk.ledger.last_equity(), removed=removed)], desk.ledger.seq))
+            return
+        except LogMoved:  # what was written is looked at
+            continue
+    raise LeaseError(f"Somebody else keeps writing to the log of {desk.account}; nothing was resumed.")
 
 # %% ../nbs/71_paper.ipynb #ee3cd064
 def champion_model(store: Store, artifacts: ArtifactStore) -> Model:

@@ -200,13 +200,19 @@ class Diary(MemoryJournal):
 class Switch:
     """The file, in memory."""
 
-    engaged = False
+    mark: int | None = None
+    halts = 0
+
+    @property
+    def engaged(self) -> bool:
+        return self.mark is not None
 
     def engage(self, reason: str) -> None:
-        self.engaged = True
+        self.halts += 1
+        self.mark = self.halts
 
-    def release(self) -> None:
-        self.engaged = False
+    def release(self, mark: int | None) -> None:
+        self.mark = None if self.mark == mark else self.mark
 
 
 class World:

@@ -584,6 +584,46 @@ def test_causes_of_two_writers_are_both_in_force(when):
     assert paper_causes([{"kind": "state", "details": {"causes": ["operator"]}}, {"kind": "resumed", "details": {}}]) == []  # as older versions wrote
 
 
+@pytest.mark.parametrize("how", ["by the command", "by the log", "by the file", "between reading and writing"])
+def test_a_second_halt_while_somebody_resumes_stays(tmp_path, how):
+    """The same cause, the same file: whoever resumes has seen the first ones only."""
+    switch = KillSwitch(tmp_path)
+    evenings, broker, close = bought()
+    evenings.desk.switch = switch
+    halt(evenings.journal, switch, "the first", Clock(NIGHT))
+    asked, append = broker.positions, evenings.journal.append
+
+    def halted_again():
+        if how == "by the file":
+            switch.path.unlink()
+            switch.path.touch()
+        elif how == "by the log":  # from another machine
+            evenings.journal.append([Event("state", NIGHT, details={"added": ["operator"], "cause": "operator", "reason": "the second"})], len(evenings.journal.events))
+        else:
+            halt(evenings.journal, switch, "the second", Clock(NIGHT))
+
+    def while_asked():
+        broker.positions = asked
+        halted_again()
+        return asked()
+
+    def while_written(events, after):
+        if any(one.kind == "resumed" for one in events):
+            evenings.journal.append = append
+            halted_again()
+        return append(events, after)
+
+    if how == "between reading and writing":
+        evenings.journal.append = while_written
+    else:
+        broker.positions = while_asked
+    resume(evenings.desk)
+    assert evenings.desk.halted(None) and switch.engaged == (how != "by the log")
+    assert evenings.desk.ledger.causes == (("kill_switch",) if how == "by the file" else ("kill_switch", "operator") if switch.engaged else ("operator",))
+    resume(evenings.desk)
+    assert not evenings.desk.halted(None) and not switch.engaged and silent_step(evenings, close, 82)["state"] == "ACTIVE"
+
+
 def test_resuming_at_noon_knows_what_was_filled_in_the_morning(tmp_path):
     evenings, broker, close = bought()
     halt(evenings.journal, KillSwitch(tmp_path), "a look", Clock(NIGHT))
@@ -769,7 +809,7 @@ def test_a_halt_between_two_orders(store, tmp_path, pressed_at, sent):
     told = desk.step(Known(market.day(39), market, frame, market.day(39), pw.GOOD))
     assert (told["state"], told["sent"], told["withheld"]) == ("HALTED", sent, 3 - sent)
     assert [one["status"] for one in broker.book["orders"]] == ["canceled"] * sent and desk.ledger.pending() == {}
-    switch.release()  # the log halts it as well
+    switch.release(switch.mark)  # the log halts it as well
     assert Desk("main", broker, StoreJournal(store, "main"), Settings(paper=pw.CAPS), clock=Clock(NIGHT), switch=switch).halted(None)
     resume(desk)
     assert desk.ledger.state == "ACTIVE" and not switch.engaged
