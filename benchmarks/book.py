@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -335,7 +336,7 @@ def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
               for row in r["result"]["rows"] if row["ratio"] is not None and row["ratio"] > 0 and row["least"] and not row["against"].startswith("ours")]
     if not chosen:
         return None
-    shape, ax = figures.new(height=0.24 * len(chosen) + 1.1, width=10.5)
+    shape, ax = figures.new(height=0.3 * len(chosen) + 1.1, width=10.5)
     places = range(len(chosen))[::-1]
     for y, (_, row) in zip(places, chosen, strict=True):
         color = figures.STATUS_COLORS["passed" if row["ok"] else "failed"]
@@ -346,15 +347,15 @@ def ratios_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
             ax.plot(row["bar"], y, "|", color=figures.INK, markersize=11)
     ax.axvline(1, color=figures.MUTED, linewidth=1)
     ax.set(xscale="log", xlabel="CPU time of the peer over ours (log scale); |: the bar", ylim=(-0.7, len(chosen) - 0.3))
-    ax.set_yticks(list(places), [f"{title}: {_short(row)}" for title, row in chosen], fontsize=7.5)
+    ax.set_yticks(list(places), [fill(f"{title}: {_named(row)}", 62) for title, row in chosen], fontsize=7.5)
     slower = sum(row["ratio"] < 1 for _, row in chosen)
     ax.set_title(f"{len(chosen) - slower} of {len(chosen)} ratios favour ours")
     return shape
 
 
-def _short(row: Mapping[str, Any]) -> str:
-    text = row["what"].replace("`", "") + (f" ({row['against']})" if row["against"] and row["against"].lower() not in row["what"].lower() else "")
-    return text if len(text) <= 72 else text[:70] + "…"
+def _named(row: Mapping[str, Any]) -> str:
+    """What was measured, and against whom if it does not say so."""
+    return row["what"].replace("`", "") + (f" ({row['against']})" if row["against"] and row["against"].lower() not in row["what"].lower() else "")
 
 
 def scaling_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
