@@ -763,9 +763,11 @@ def schedule(
         jobs = {name: plan.command_job(*words, *(["--no-kernels"] if name == "cycle" and not kernels else [])) for name, words in plan.JOBS.items()}
         plan.run_forever(plan.Scheduler(settings, Store(), jobs), beat)
         return
-    units, cron = plan.systemd_units(settings, now), plan.cron_lines(settings, now)
+    accounts = _paper_accounts()
+    units, cron = plan.systemd_units(settings, now, accounts), plan.cron_lines(settings, now, accounts)
     text = [f"# {name}\n{unit}" for name, unit in units.items()] if form == "systemd" else [cron]
-    advice = "# Put these into ~/.config/systemd/user/, then: systemctl --user enable --now mltrader-monitor.timer mltrader-notify.timer; loginctl enable-linger\n"
+    trade = "".join(f" mltrader-paper-{account}.service" for account in accounts)
+    advice = f"# Put these into ~/.config/systemd/user/, then: systemctl --user enable --now mltrader-monitor.timer mltrader-notify.timer{trade}; loginctl enable-linger\n"
     say({"next_due": due, "zone": settings.schedule.zone, "jobs": plan.JOBS, "systemd": units, "cron": cron}, as_json,
         "\n".join([f"# Next due {due:%Y-%m-%d %H:%M} UTC", *([advice] if form == "systemd" else []), *text]).rstrip())
 
@@ -973,6 +975,18 @@ def dashboard(
 paper_app = typer.Typer(no_args_is_help=True, help="Paper trading of the champion, with safeguards.")
 app.add_typer(paper_app, name="paper")
 Account = Annotated[str, typer.Option(help="Name of the account.")]
+
+
+def _paper_accounts() -> list[str]:
+    """Names of the accounts; none where there is no store yet."""
+    from mltrader import store as db
+
+    try:
+        store = _store()
+    except db.NoStore:
+        return []
+    with store.read() as conn:
+        return db.account_names(conn)
 
 
 def _desk(account: str, broker: str | None, shadow: bool | None, live_orders: bool) -> tuple[Any, Any, Any]:

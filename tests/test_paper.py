@@ -1095,6 +1095,8 @@ def test_the_commands(tmp_path, monkeypatch):
         waiting = call("start", "--account", "second", "--shadow")
         assert waiting["steps"] == [] and waiting["waits"].startswith(f"second waits for the champion's prediction of {days[-1].date()}: `mltrader predict`")
         assert "second waits for" in CliRunner().invoke(app, ["paper", "start", "--account", "second"]).stdout
+    planned = json.loads(CliRunner().invoke(app, ["schedule", "--json"]).stdout)
+    assert {f"mltrader-paper-{name}.service" for name in ("main", "second")} < set(planned["systemd"]) and planned["cron"].count(" paper start --account ") == 2
     assert call("halt", "--dry-run")["halted"] is False and not (tmp_path / "paper" / "HALT").exists()
     call("halt", "--reason", "a test")
     status = call("status")

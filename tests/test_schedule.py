@@ -310,7 +310,9 @@ NOW = datetime(2024, 3, 6, tzinfo=UTC)
 def test_units_for_systemd(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / "a home 100%"))
     monkeypatch.setenv("MLTRADER_NOTIFY_URL_OPS", "json://canary-canary/")
-    units = schedule.systemd_units(plan("07:15", "Pacific/Kiritimati", "XNYS"), NOW)
+    units = schedule.systemd_units(plan("07:15", "Pacific/Kiritimati", "XNYS"), NOW, ["main", "Alpaca.2"])
+    assert [name for name in units if "paper" in name] == ["mltrader-paper-main.service", "mltrader-paper-Alpaca.2.service"]
+    assert ' paper start --account Alpaca.2 --follow\n' in units["mltrader-paper-Alpaca.2.service"] and "live-orders" not in str(units)
     read = configparser.ConfigParser(interpolation=None, strict=False)
     read.optionxform = str
     read.read_string(units["mltrader-monitor.timer"])
@@ -340,7 +342,7 @@ def test_lines_for_cron_are_understood_and_do_the_work(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(odd / "home"))
     monkeypatch.setattr(sys, "executable", str(odd / "bin" / "python"))
     rule = plan(calendar="XNYS")
-    *_, zone, line, again = schedule.cron_lines(rule, NOW).splitlines()
+    *_, zone, line, again = schedule.cron_lines(rule, NOW, ["main"]).splitlines()
     fields, command = line.split(maxsplit=5)[:5], line.split(maxsplit=5)[5]
     trigger, moment, fired = CronTrigger.from_crontab(" ".join([*fields[:4], "mon-fri" if fields[4] == "1-5" else "?"]), timezone=zone.removeprefix("CRON_TZ=")), NOW, []
     while (moment := trigger.get_next_fire_time(moment, moment + MINUTE)) < NOW + 20 * DAY:
@@ -348,10 +350,10 @@ def test_lines_for_cron_are_understood_and_do_the_work(tmp_path, monkeypatch):
     assert fired == schedule.due_between(rule, NOW, NOW + 20 * DAY)
     assert "%" not in command.replace(r"\%", "")  # cron would take it for a line's end
     done = subprocess.run(["/bin/sh", "-c", command.replace(r"\%", "%")], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert (tmp_path / "said").read_text().splitlines() == [f"{words} json://somewhere {odd}/home" for words in ("monitor --trigger scheduled", "cycle --if-due")], done
+    assert (tmp_path / "said").read_text().splitlines() == [f"{words} json://somewhere {odd}/home" for words in ("monitor --trigger scheduled", "cycle --if-due", "paper start --account main")], done
     assert done.stdout + done.stderr == ""
     subprocess.run(["/bin/sh", "-c", again.split(maxsplit=5)[5].replace(r"\%", "%")], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=False)
-    assert again.startswith("*/15 * * * * ") and (tmp_path / "said").read_text().splitlines()[2] == f"notify deliver json://somewhere {odd}/home"
+    assert again.startswith("*/15 * * * * ") and (tmp_path / "said").read_text().splitlines()[3] == f"notify deliver json://somewhere {odd}/home"
 
 
 def test_a_path_that_no_unit_can_hold_is_refused(tmp_path, monkeypatch):
