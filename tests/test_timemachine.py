@@ -281,6 +281,26 @@ def test_a_walk_that_began_inside_a_fall_has_no_false_event_for_it():
     assert met.empty and found["false"].tolist() == [False]
 
 
+def test_a_long_fall_is_told_whole_and_its_delay_counts_from_where_it_began():
+    """Down 20 %, and, with no end in between, on to -50 %: the top of the last 60 sessions lies inside the fall."""
+    path = pd.DataFrame({"session": pd.bdate_range("2008-01-01", periods=400)})
+    path["index_close"] = np.interp(np.arange(400), [0, 100, 130, 250, 399], [100, 110, 88, 55, 110])
+    day = path["session"]
+    seen = int(np.flatnonzero(path["index_close"] <= 0.88 * 110)[0])
+    caught = {"event_name": "a", "start_date": day[101].date(), "end_date": day[280].date(), "detected_on": day[seen + 2].date(), "state": "trained", "trigger": "drawdown", "sample_count": 10}
+    met, found = tm.crises_met(path, [caught], day[0], day[399])
+    assert met["crisis"].tolist() == [f"{day[250]:%Y-%m-%d} -50%"] and met["since"].tolist() == [day[seen]] and met["top"][0] > day[seen] and met["delay"].tolist() == [2.0]
+    assert found["false"].tolist() == [False]
+
+
+def test_the_headline_tells_of_money_too(told):
+    """Whoever reads the first sentences alone learns what the portfolio was worth, and against whom."""
+    said, rows = tm.verdict(told), told.portfolios[1].set_index("rival")
+    assert f"A champion speaks from {told.frame['session'].min().date()} on" in said
+    assert f"its portfolio made {tm._percent(*rows.loc['champion', ['edge_ann', 'edge_low', 'edge_high']])} a year against the same exposure" in said
+    assert f"{tm._percent(*rows.loc['never', ['gain_ann', 'gain_low', 'gain_high']])} a year against {tm.RIVALS['never']}" in said and "class shares known at the time (+" in said and "a year against class" not in said
+
+
 def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_where(told, walked, monkeypatch):
     back = told.decisions.iloc[[0]].assign(verdict="ROLLBACK", kind="rollback")
     with_rollback = replace(told, decisions=pd.concat([told.decisions, back], ignore_index=True))
