@@ -1165,6 +1165,8 @@ def arms_table(main: Journey | None, settings: Settings | None = None) -> pd.Dat
     for name, arm in ARMS.items() if main is not None else ():
         other = main if name == main.arm.name else journey(name, settings)
         if other is None:
+            if name == "calendar" and main.arm.name == "main" and not main.drift["retrain"].any():  # it need not be walked
+                rows.append(rows[0] | {"arm": name, "what": f"{arm.words}; nor has it asked for one in main, so that this is the same walk"})
             continue
         rows.append({"arm": name, "what": arm.words, "cycles": other.cycles, "promotions": other.champions,
                      "first champion": other.frame["session"].min().date() if other.frame is not None else "none"})

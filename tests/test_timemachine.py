@@ -304,7 +304,9 @@ def test_the_headline_tells_of_money_too(told):
 def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_where(told, walked, monkeypatch):
     back = told.decisions.iloc[[0]].assign(verdict="ROLLBACK", kind="rollback")
     with_rollback = replace(told, decisions=pd.concat([told.decisions, back], ignore_index=True))
-    assert with_rollback.cycles == told.cycles == len(told.decisions) and tm.arms_table(with_rollback)["cycles"].tolist() == [told.cycles]
+    assert with_rollback.cycles == told.cycles == len(told.decisions) and tm.arms_table(with_rollback)["cycles"].tolist() == [told.cycles, told.cycles]
+    assert not told.drift["retrain"].any() and "the same walk" in tm.arms_table(told).set_index("arm").loc["calendar", "what"]
+    assert tm.arms_table(replace(told, drift=told.drift.assign(retrain=True)))["arm"].tolist() == ["main"]
     assert "A rolling window is not compared: the arm no_archive was not walked." in tm.verdict(told)
     assert f"hold for all {tm.claims(told.scores)[0]} comparisons" in tm.verdict(told)
     other = walked.folder.parent / "calendar"
