@@ -1168,7 +1168,8 @@ def arms_table(main: Journey | None, settings: Settings | None = None) -> pd.Dat
             if name == "calendar" and main.arm.name == "main" and not main.drift["retrain"].any():  # it need not be walked
                 rows.append(rows[0] | {"arm": name, "what": f"{arm.words}; nor has it asked for one in main, so that this is the same walk"})
             continue
-        rows.append({"arm": name, "what": arm.words, "cycles": other.cycles, "promotions": other.champions,
+        behind = f"; it has come to {other.last.date()}" if other.last < main.last else ""
+        rows.append({"arm": name, "what": arm.words + behind, "cycles": other.cycles, "promotions": other.champions,
                      "first champion": other.frame["session"].min().date() if other.frame is not None else "none"})
         if other is not main and main.frame is not None and other.frame is not None:
             pairs += [(rows[-1], who, gain) for who, gain in _paired(main, other).items()]

@@ -305,6 +305,10 @@ def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_whe
     back = told.decisions.iloc[[0]].assign(verdict="ROLLBACK", kind="rollback")
     with_rollback = replace(told, decisions=pd.concat([told.decisions, back], ignore_index=True))
     assert with_rollback.cycles == told.cycles == len(told.decisions) and tm.arms_table(with_rollback)["cycles"].tolist() == [told.cycles, told.cycles]
+    short = replace(told, arm=tm.ARMS["replay"], last=told.last - pd.Timedelta(days=9), frame=None)
+    with monkeypatch.context() as other:
+        other.setattr(tm, "journey", lambda name, settings=None: short if name == "replay" else None)
+        assert tm.arms_table(told).set_index("arm").loc["replay", "what"].endswith(f"; it has come to {short.last.date()}")
     assert not told.drift["retrain"].any() and "the same walk" in tm.arms_table(told).set_index("arm").loc["calendar", "what"]
     assert tm.arms_table(replace(told, drift=told.drift.assign(retrain=True)))["arm"].tolist() == ["main"]
     assert "A rolling window is not compared: the arm no_archive was not walked." in tm.verdict(told)
