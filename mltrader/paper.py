@@ -432,9 +432,9 @@ def resume(desk: Desk, accept: bool = False, others: Sequence[Journal] = ()) -> 
     LeaseError
         If the log of another account could not be written; the account stays halted.
     """
+    mark = desk.switch.mark if desk.switch is not None else None  # before the log is read, since `halt` writes the file first
     desk.refresh()
     session, known, seq = desk.ledger.decided or desk.ledger.done, desk.ledger.causes, desk.ledger.seq
-    mark = desk.switch.mark if desk.switch is not None else None
     if accept:
         for name in desk.ledger.pending():
             desk.broker.cancel(name)

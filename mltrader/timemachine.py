@@ -1034,7 +1034,7 @@ def _earnings(walk: Journey) -> str:
     own, others = rows.loc["champion"], [name for name in RIVALS if name in rows.index and name != "champion"]
     gains = [f"{_percent(*rows.loc[name, ['gain_ann', 'gain_low', 'gain_high']])} a year against {RIVALS[name]}" for name in others]
     edge = _percent(*own[["edge_ann", "edge_low", "edge_high"]])
-    return f"Net of costs its portfolio made {edge} a year against the same exposure to all stocks, and in net return, exposures as they were, {', '.join(gains)}; these intervals, too, hold together."
+    return f"Net of costs its portfolio made {edge} a year against the same exposure to all stocks, and in net return, exposures as they were, {', '.join(gains)}{'; these intervals, too, hold together' if '[' in edge else ''}."
 
 
 def _sign(value: float, low: float, high: float) -> str:
