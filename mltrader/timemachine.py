@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'DEPTH', 'SPAN', 'JOIN', 'VERDICT_COLORS', 'Arm', 'settings_of',
-           'at_home', 'arm_folder', 'evening', 'World', 'the_world', 'check_features_stay', 'Watchman',
+           'at_home', 'arm_folder', 'alone', 'evening', 'World', 'the_world', 'check_features_stay', 'Watchman',
            'look_for_drift', 'look_for_events', 'look', 'whole_look', 'alert_sessions', 'moving_events', 'last_evening',
            'keep_snapshot', 'at_session', 'cycle', 'thin', 'Step', 'evenings', 'check_start', 'walk', 'due_cycle',
            'noted', 'events_to_come', 'years_ahead', 'say_all', 'in_turn', 'heard', 'rolling_window', 'scopes',
@@ -15,6 +15,7 @@ __all__ = ['ARMS', 'NEW_YORK', 'DATA_TASKS', 'YOUNG', 'RIVALS', 'DEPTH', 'SPAN',
            'costs_table', 'leave_page']
 
 # %% ../nbs/80_timemachine.ipynb #c45c98de
+import fcntl
 import gzip
 import json
 import os
@@ -39,7 +40,7 @@ from . import store as db
 from .artifacts import ArtifactStore, Recalled, publish
 from .backtest import HistoricalBacktest, class_scores
 from .config import CANONICAL_EVENTS, Settings, changed, home, load_settings, project_root, set_environment
-from .core import CLASSES, PROBABILITIES, Clock, ConfigError, DataError, MltraderError, digest_json, seed_for, to_session, usable_at
+from .core import CLASSES, PROBABILITIES, Clock, ConfigError, DataError, LeaseError, MltraderError, digest_json, seed_for, to_session, usable_at
 from .meta import predict_session
 from .portfolio import SESSIONS_A_YEAR, performance
 from .splits import Interval, log_loss_rows, rank_ic, session_interval
@@ -59,7 +60,7 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {arm.name: arm for arm in (
-    Arm("main", {}, "the loop as it is, starting without any canonical event"),
+    Arm("main", {}, "the loop as it is, starting without any named crisis"),
     Arm("no_archive", {"memory": {"archive_share": 0.0}}, "models learn from the rolling window alone"),
     Arm("replay", {"replay": {"mode": "double_ensemble"}}, "models learn more from rows that were hard for a first fit"),
     Arm("calendar", {"training": {"min_drift_for_retrain": 1.0}}, "drift never asks for a retraining"),
@@ -69,7 +70,7 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in (
 
 def settings_of(arm: Arm, base: Settings, folder: Path) -> Settings:
     """The effective settings of an arm whose home is `folder`."""
-    changes = {"events": {"canonical": []}, **arm.changes, "run": {"reports": str(folder / "reports"), "as_of": None}, "notify": {"channels": []}}
+    changes = {"events": {"canonical": [], "extra": []}, **arm.changes, "run": {"reports": str(folder / "reports"), "as_of": None}, "notify": {"channels": []}}
     changes["training"] = {"training_interval_days": base.timemachine.interval_days, **arm.changes.get("training", {})}
     document = base.model_dump(mode="json")
     return Settings.model_validate({name: section | changes.get(name, {}) for name, section in document.items()})
@@ -81,9 +82,12 @@ def at_home(folder: Path) -> Iterator[Path]:
     outer = home()
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("cache", "folds"):
-        (outer / name).mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            (folder / name).symlink_to((outer / name).resolve(), target_is_directory=True)
+        link, target = folder / name, (outer / name).resolve()
+        target.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and link.resolve() != target:  # the home outside has been moved
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(target, target_is_directory=True)
     with set_environment({"MLTRADER_HOME": str(folder.resolve()), "MLTRADER_DATABASE_URL": None, "MLTRADER_ARTIFACTS": None}):
         yield folder
 
@@ -91,6 +95,35 @@ def at_home(folder: Path) -> Iterator[Path]:
 def arm_folder(arm: str, under: Path | None = None) -> Path:
     """The home of an arm."""
     return (under or home()) / "timemachine" / arm
+
+
+_ours: set[Path] = set()  # arms that this process has to itself: it may make a cycle of its own walk again
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from walking the arm in `folder`, and from clearing its files away. A lease cannot: it is dated by the simulated clock, on which the next evening finds it expired.
+
+    Raises
+    ------
+    LeaseError
+        If another process walks it or makes one of its decisions again.
+    """
+    path = folder.resolve()
+    if path in _ours:
+        yield
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "walk.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LeaseError(f"Another process walks the arm {folder.name!r} or makes one of its decisions again ({path}); wait for it, or stop it: the same command goes on later.") from None
+        _ours.add(path)
+        try:
+            yield
+        finally:
+            _ours.discard(path)
 
 # %% ../nbs/80_timemachine.ipynb #1480b147
 NEW_YORK = ZoneInfo("America/New_York")
@@ -224,8 +257,8 @@ def look_for_drift(man: Watchman, session: Any, known: Mapping[str, Any]) -> tup
     kinds = {"feature": windows.assign(p_value=windows["p_window"]), "performance": drift.one_row(0, harm["rise"], harm["p_value"], harm["verdict"] == "harm"),
              "retrain": drift.one_row(0, top, harm["p_value"], wanted)}
     details = {"performance": {0: harm}, "retrain": {0: {"words": why, "alarm": alarm, "harm": harm["verdict"]}}}
-    longest = windows.set_index("window").loc[max(rule.windows)]
-    return drift.monitoring_rows(kinds, {**period, "source": "rows"}, details), {"score": float(longest["score"]), "detected": alarm}
+    by_window = {str(window): float(one) for window, one in windows.set_index("window")["score"].items()}
+    return drift.monitoring_rows(kinds, {**period, "source": "rows"}, details), {"score": by_window[str(max(rule.windows))], "by_window": by_window, "detected": alarm}
 
 
 def look_for_events(man: Watchman, session: Any, known: Mapping[str, Any], drifted: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -275,14 +308,16 @@ def look(man: Watchman, session: Any, moving: bool, due: bool = True) -> dict[st
     return found | {"run_id": run.run_id, "drift": bool(man.drifted["detected"]), "events": [(row["event_name"], row["state"]) for row in rows.get("dynamic_events", ())]}
 
 # %% ../nbs/80_timemachine.ipynb #82f6eaba
-def whole_look(man: Watchman, session: Any) -> dict[str, Any]:
-    """The evening of a session as `monitor` does it, archive included; in the form of `look`."""
+def whole_look(man: Watchman, session: Any, due: bool = True) -> dict[str, Any]:
+    """The evening of a session as `monitor` does it, archive included; as `look`."""
     day = to_session(session)
     made = monitor.monitor("time machine", settings=at_session(man.settings, day), store=man.store, clock=evening(day), fetch=False, force=True)
     if not made["success"]:
         raise MltraderError(f"The monitor failed on {day.date()}: {'; '.join(f'{step}: {message}' for step, message in made['faults'])}")
     with man.store.read() as conn:
         moves, changes, alarms = db.moves_of(conn, made["run_id"]), db.event_changes(conn, made["run_id"]), db.new_alarms(conn, made["run_id"])
+    if due:  # what the evenings up to the next look go by
+        man.drifted = look_for_drift(man, day, man.world.known_at(day))[1]
     return {"run_id": made["run_id"], "drift": bool(alarms), "events": [(row["event_name"], row["state"]) for row in changes], "rolled_back": moves[0]["name"] if moves else None}
 
 # %% ../nbs/80_timemachine.ipynb #ddc03f59
@@ -302,7 +337,7 @@ def moving_events(store: Store) -> list[dict[str, Any]]:
 def last_evening(store: Store) -> pd.Timestamp | None:
     """The last session that a finished run of the walk has looked at."""
     with store.read() as conn:
-        days = [row["as_of"] for row in db.runs(conn, kind="monitor", limit=5) if row["as_of"] and row["status"] == "success"]
+        days = [row["as_of"] for row in db.runs(conn, kind="monitor", status="success", limit=5) if row["as_of"]]
     return to_session(max(days)) if days else None
 
 
@@ -335,7 +370,8 @@ def cycle(store: Store, settings: Settings, session: Any, trigger: str) -> dict[
     made = orchestrator.TrainingOrchestrator(store, evening(session), at_session(settings, session)).run_training_cycle(trigger, kernels=False)
     if made.get("exit_code") == 130:
         raise KeyboardInterrupt
-    if not made["success"] and not made["error"].startswith(YOUNG):
+    young = trigger == "never trained" and made.get("exit_code") == DataError.exit_code and made["error"].startswith(YOUNG)
+    if not made["success"] and not young:
         raise MltraderError(f"The cycle of {to_session(session).date()} failed, and the walk ends here: {made['error']} When that is mended, the same command goes on.")
     return {"run_id": made["run_id"], "verdict": made.get("verdict"), "promoted": made["promoted"], "error": made.get("error"), "seconds": time.perf_counter() - began}
 
@@ -412,8 +448,15 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
         If no session lies between `start` and `end`, the walk on record would skip sessions or has begun later, or the list of features would change on the way.
     MltraderError
         If a cycle or the monitor fails for another reason than a short history; when that is mended, the same call goes on.
+    LeaseError
+        See `alone`.
     """
     base, folder = settings or load_settings(), arm_folder(arm.name)
+    with alone(folder):
+        yield from _steps(arm, start, end, base, folder, until)
+
+
+def _steps(arm: Arm, start: Any, end: Any, base: Settings, folder: Path, until: Callable[[], bool]) -> Iterator[Step]:
     with at_home(folder):
         chosen, store = settings_of(arm, base, folder), Store()
         world = the_world(chosen)
@@ -440,7 +483,7 @@ def walk(arm: Arm, start: Any, end: Any, settings: Settings | None = None, until
             continue
         with at_home(folder):  # not while whoever takes the steps has the word
             clock = time.perf_counter()
-            found = whole_look(man, day) if any(event["state"] == "matured" for event in waiting) else look(man, day, moving, due)
+            found = whole_look(man, day, due) if any(event["state"] == "matured" for event in waiting) else look(man, day, moving, due)
             why, made = due_cycle(man, folder, day)
         yield noted(folder, Step(day, found, why, made, time.perf_counter() - clock))
         if until():
@@ -462,8 +505,10 @@ def due_cycle(man: Watchman, folder: Path, day: pd.Timestamp) -> tuple[str | Non
 
 def noted(folder: Path, step: Step) -> Step:
     """The step, with a line in the walk's book of times."""
-    with (folder / "steps.jsonl").open("a") as file:
-        file.write(json.dumps({**asdict(step), "session": f"{step.session:%Y-%m-%d}"}) + "\n")
+    path = folder / "steps.jsonl"
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n")  # by a full disk
+    with path.open("a") as file:
+        file.write("\n" * torn + json.dumps({**asdict(step), "session": f"{step.session:%Y-%m-%d}"}) + "\n")
     return step
 
 
@@ -633,7 +678,7 @@ def rivals_in(frame: pd.DataFrame) -> list[str]:
 
 
 def jointly(found: Sequence[Interval], settings: Settings) -> list[Interval]:
-    """Intervals of error `[promotion] level` widened so that they hold together (Holm). What has too few blocks has none, and what is identical is no comparison."""
+    """Intervals at Holm's levels, so that all signs they claim are right together but for `[promotion] level`; that all of them cover their values together is not promised. What has too few blocks has none, and what is identical is no comparison."""
     out = [one if one.n_blocks >= settings.promotion.min_blocks else replace(one, low=np.nan, high=np.nan) for one in found]  # of two or three blocks an interval says nothing
     at = [i for i, one in enumerate(out) if one.low < one.high]
     parts = [np.array([getattr(out[i], name) for i in at], dtype=float) for name in ("estimate", "low", "high", "n_blocks")]
@@ -653,8 +698,8 @@ def score(frame: pd.DataFrame, settings: Settings, spans: Sequence[tuple[str, An
     Returns
     -------
     DataFrame [scope, rival, rows, sessions, blocks, log_loss, balanced_accuracy, ic, ic_low, ic_high, gain, gain_low, gain_high]
-        `gain`: the rival's log-loss minus the champion's (nats a row), so that more is better for the champion; 0 for itself. Bounds hold for all rows together (of `ic`, and of
-        `gain`), and are NaN where blocks are too few.
+        `gain`: the rival's log-loss minus the champion's (nats a row), so that more is better for the champion; 0 for itself. Bounds are those of `jointly` over all rows (of `ic`, and of
+        `gain`), and NaN where blocks are too few.
     """
     names, rows, ics, gains, ask = rivals_in(frame), [], [], [], asked(settings)
     for scope, inside in scopes(frame, spans):
@@ -685,10 +730,11 @@ def money(frame: pd.DataFrame, world: World, settings: Settings) -> tuple[pd.Dat
     equity : DataFrame [session, <rival> …, equal_weight]
         From 1.
     figures : DataFrame [rival, return_ann, volatility_ann, sharpe, max_drawdown, turnover_ann, edge_ann, edge_low, edge_high, gain_ann, gain_low, gain_high]
-        Fractions. `edge`: above the equal-weighted panel at the same exposure; `gain`: the champion's net return minus the rival's, a year. Bounds hold for all edges and gains together, and are NaN where blocks
+        Fractions. `edge`: above the equal-weighted panel at the same exposure; `gain`: the champion's net return minus the rival's, a year. Bounds are those of `jointly` over all edges and gains, and NaN where blocks
         are too few.
     """
-    engine = HistoricalBacktest(settings.backtest, settings.labels.horizon)
+    entry = str(world.made["labels"]["labels"]["entry_source"].iloc[0])  # what the labels enter at, the portfolio buys at
+    engine = HistoricalBacktest(settings.backtest, settings.labels.horizon, entry, settings.labels)
     panel, index = world.made["market"]["panel"], world.made["market"]["index"]
     until = frame["session"].max()
     panel, index = (part[part["session"] <= until] for part in (panel, index))
@@ -832,8 +878,14 @@ def reproduce(arm: Arm, run_id: str, kernels: bool = False) -> pd.DataFrame:
         If the walk has no such cycle.
     MltraderError
         If the cycle fails now.
+    LeaseError
+        See `alone`.
     """
-    folder = arm_folder(arm.name)
+    with alone(arm_folder(arm.name)):
+        return _made_again(arm, arm_folder(arm.name), run_id, kernels)
+
+
+def _made_again(arm: Arm, folder: Path, run_id: str, kernels: bool) -> pd.DataFrame:
     with at_home(folder):
         store = Store()
         with store.read() as conn:
@@ -968,10 +1020,18 @@ class Journey:
         return int((self.decisions["verdict"] != "ROLLBACK").sum())
 
 
+def _read(text: str) -> dict[str, Any] | None:
+    """A line of the book of times; None if it was torn."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
 def steps_of(folder: Path) -> pd.DataFrame:
     """What the evenings of a walk cost: [session, trigger, seconds, cycle_seconds], a row each."""
     path = folder / "steps.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    rows = [row for line in path.read_text().splitlines() if (row := _read(line))] if path.is_file() else []
     return pd.DataFrame([{"session": to_session(row["session"]), "trigger": row["trigger"], "seconds": row["seconds"], "cycle_seconds": (row["cycle"] or {}).get("seconds", np.nan)} for row in rows],
                         columns=["session", "trigger", "seconds", "cycle_seconds"])
 
@@ -1025,7 +1085,9 @@ def verdict(walk: Journey | None) -> str:
     overall = walk.scores[walk.scores["scope"] == "all"].set_index("rival").drop(index="champion")
     words = [f"{_sign(row.gain, row.gain_low, row.gain_high)} {RIVALS[name]} ({_with_interval(row.gain, row.gain_low, row.gain_high)} nats)" for name, row in overall.iterrows()]
     silent = f" A rolling window is not compared: {walk.silent}." if walk.silent else ""
-    return f"{lived} Its champion was {'; '.join(words)}; these intervals hold for all {claims(walk.scores)[0]} comparisons of rivals and scopes together. {_earnings(walk)}{silent}"
+    count = claims(walk.scores)[0]
+    adjusted = f"; what these intervals claim is adjusted for all {count} comparisons of rivals and scopes" if count else ""
+    return f"{lived} Its champion was {'; '.join(words)}{adjusted}. {_earnings(walk)}{silent}"
 
 
 def _earnings(walk: Journey) -> str:
@@ -1034,7 +1096,7 @@ def _earnings(walk: Journey) -> str:
     own, others = rows.loc["champion"], [name for name in RIVALS if name in rows.index and name != "champion"]
     gains = [f"{_percent(*rows.loc[name, ['gain_ann', 'gain_low', 'gain_high']])} a year against {RIVALS[name]}" for name in others]
     edge = _percent(*own[["edge_ann", "edge_low", "edge_high"]])
-    return f"Net of costs its portfolio made {edge} a year against the same exposure to all stocks, and in net return, exposures as they were, {', '.join(gains)}{'; these intervals, too, hold together' if '[' in edge else ''}."
+    return f"Net of costs its portfolio made {edge} a year against the same exposure to all stocks, and in net return, exposures as they were, {', '.join(gains)}{'; adjusted likewise' if '[' in edge else ''}."
 
 
 def _sign(value: float, low: float, high: float) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,9 @@ from typer.testing import CliRunner
 from mltrader import orchestrator, registry, rehearsal
 from mltrader import store as db
 from mltrader import timemachine as tm
+from mltrader.backtest import HistoricalBacktest
 from mltrader.config import Settings, home, load_settings
-from mltrader.core import CLASSES, PROBABILITIES, REGIMES, ConfigError, DataError
+from mltrader.core import CLASSES, PROBABILITIES, REGIMES, ConfigError, DataError, LeaseError, MltraderError
 from mltrader.store import Store
 
 # Wide margins: here it matters that champions come and go, not how the six stocks fare.
@@ -134,7 +137,7 @@ SAME = {
     "drift_monitoring": ("session, drift_type, window, round(score, 9), round(p_value, 9), detected", "drift_type in ('feature', 'performance', 'retrain')"),
     "model_predictions": ("model_version, session, symbol, role, round(proba_sell, 9), round(proba_buy, 9), prediction, abstain", "1"),
     "prediction_outcomes": ("model_version, session, symbol, label, round(log_loss, 9), round(prior_loss, 9)", "1"),
-    "dynamic_events": ("event_name, state, start_date, end_date, detected_on, round(vix_peak, 6)", "1"),
+    "dynamic_events": ("event_name, state, start_date, end_date, detected_on, round(vix_peak, 6), round(drift_score, 9)", "1"),
     "live_watch": ("champion, rival, session, n_sessions, round(log_wealth, 9), alarm", "1"),
 }
 
@@ -161,6 +164,103 @@ def test_a_look_is_the_evening_of_the_monitor(walked, tmp_path):
     for table in SAME:
         assert ours[table] == theirs[table], table
     assert ours["model_predictions"] and ours["drift_monitoring"] and ours["prediction_outcomes"]
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from mltrader.timemachine import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_arm_belongs_to_one_process(walked, monkeypatch):
+    """A lease of simulated time has expired on the next evening: what keeps a second process out is a lock of the arm."""
+    monkeypatch.setenv("MLTRADER_HOME", str(walked.folder.parents[1]))
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(walked.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        for refused in (lambda: next(tm.walk(walked.main, START, "2020-05-15", walked.settings)), lambda: tm.explained(walked.main, END)):
+            with pytest.raises(LeaseError, match="Another process walks the arm 'main'.*the same command goes on later"):
+                refused()
+        other.communicate()
+    with tm.alone(walked.folder), tm.alone(walked.folder):                                     # its own walk may make a cycle again
+        pass
+
+
+def test_looks_that_failed_do_not_make_a_walk_forget_how_far_it_came(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    settings, store = load_settings(), Store()
+
+    def look(day, fails):
+        with orchestrator.open_run("monitor", "time machine", store, settings, tm.evening(day)) as run:
+            with store.write() as conn:
+                db.set_as_of(conn, run.run_id, pd.Timestamp(day).date())
+            if fails:
+                raise OSError("the disk is full")
+            with store.write() as conn:
+                db.finish_run(conn, run.run_id, "success", tm.evening(day))
+
+    look("2008-10-01", False)
+    for day in pd.bdate_range("2008-10-02", periods=6):
+        with pytest.raises(OSError, match="disk"):
+            look(day, True)
+    assert tm.last_evening(store) == pd.Timestamp("2008-10-01")
+
+
+def test_crises_of_ones_own_are_hindsight_too(tmp_path):
+    own = load_settings(events={"extra": [{"name": "my_crisis", "start": "1998-07-20", "end": "1998-10-15", "regime": "crash", "weight": 0.1}]})
+    for arm in tm.ARMS.values():
+        named = {event.name for event in tm.settings_of(arm, own, tmp_path).events.named}
+        assert ("my_crisis" in named) == bool(named) == (arm.name == "hindsight"), arm.name
+
+
+@pytest.mark.parametrize(("trigger", "code", "error", "young"), [
+    ("never trained", DataError.exit_code, "task `meta` failed: No fold has 3 known folds before it", True),
+    ("never trained", 1, "task `memory` failed: OSError: No space left on device", False),
+    ("scheduled: last training 91.0 days ago", DataError.exit_code, "task `meta` failed: No fold has 3 known folds before it", False),
+    ("never trained", DataError.exit_code, "task `labels` failed: a bar is negative", False),
+])
+def test_only_a_history_that_is_too_short_lets_a_walk_go_on(monkeypatch, trigger, code, error, young):
+    monkeypatch.setattr(orchestrator.TrainingOrchestrator, "run_training_cycle", lambda *a, **k: {"success": False, "error": error, "exit_code": code, "run_id": "r", "promoted": False})
+    monkeypatch.setattr(orchestrator.TrainingOrchestrator, "__init__", lambda *a: None)
+    if young:
+        assert tm.cycle(None, load_settings(), "2008-10-01", trigger)["error"] == error
+    else:
+        with pytest.raises(MltraderError, match="the walk ends here: task.*the same command goes on"):
+            tm.cycle(None, load_settings(), "2008-10-01", trigger)
+
+
+def test_a_home_that_was_moved_goes_on(tmp_path, monkeypatch):
+    for name in ("before", "after"):
+        if name == "after":
+            (tmp_path / "before").rename(tmp_path / "after")
+        monkeypatch.setenv("MLTRADER_HOME", str(tmp_path / name))
+        with tm.at_home(tm.arm_folder("main")) as folder:
+            assert (folder / "folds").resolve() == (tmp_path / name / "folds").resolve() and (folder / "cache").is_dir()
+
+
+def test_a_torn_line_of_the_book_of_times_costs_that_line_alone(tmp_path):
+    step = tm.Step(pd.Timestamp("2008-10-01"), {"events": []}, None, None, 0.5)
+    tm.noted(tmp_path, step)
+    (tmp_path / "steps.jsonl").open("a").write('{"session": "2008-10-0')
+    tm.noted(tmp_path, replace(step, session=pd.Timestamp("2008-10-03")))
+    assert tm.steps_of(tmp_path)["session"].tolist() == [pd.Timestamp("2008-10-01"), pd.Timestamp("2008-10-03")]
+
+
+def test_a_portfolio_buys_where_the_labels_enter(told):
+    """At the open, where the labels say so; the panel is given opens a little above the close before."""
+    made = told.world.made
+    panel = made["market"]["panel"].assign(open=lambda p: p.groupby("symbol")["close"].shift().fillna(p["close"]) * 1.01)
+    at_open = replace(told.world, made={**made, "market": {**made["market"], "panel": panel}, "labels": {**made["labels"], "labels": made["labels"]["labels"].assign(entry_source="open")}})
+    words = told.frame[["session", "symbol"]].assign(abstain=told.frame["champion_abstain"].astype(bool), **{f"proba_{one}": told.frame[f"champion_{one}"] for one in CLASSES})
+    until, index = told.frame["session"].max(), made["market"]["index"]
+    expected, close = (HistoricalBacktest(told.settings.backtest, told.settings.labels.horizon, entry, told.settings.labels).run_backtest(words, panel[panel["session"] <= until], index[index["session"] <= until])["strategy"]
+                       for entry in ("open", "close"))
+    found = tm.money(told.frame, at_open, told.settings)[0]["champion"]
+    np.testing.assert_array_equal(found, expected)
+    assert not np.allclose(expected, close)
 
 
 def test_a_decision_can_be_made_again_and_a_changed_past_is_seen(walked, tmp_path):
@@ -312,7 +412,8 @@ def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_whe
     assert not told.drift["retrain"].any() and "the same walk" in tm.arms_table(told).set_index("arm").loc["calendar", "what"]
     assert tm.arms_table(replace(told, drift=told.drift.assign(retrain=True)))["arm"].tolist() == ["main"]
     assert "A rolling window is not compared: the arm no_archive was not walked." in tm.verdict(told)
-    assert f"hold for all {tm.claims(told.scores)[0]} comparisons" in tm.verdict(told)
+    count = tm.claims(told.scores)[0]
+    assert (f"adjusted for all {count} comparisons" in tm.verdict(told)) == bool(count)
     other = walked.folder.parent / "calendar"
     other.mkdir()
     try:
