@@ -59,8 +59,8 @@ from mltrader.core import digest_file, digest_json, digest_modules, seed_for  # 
 STUDY = 1  # of the seeds
 PACKED = ROOT / "benchmarks" / "studies" / "false_promotion.tar.xz"  # what has been computed so far
 CYCLES, WORLDS, MOST, RATIO, WITHIN, BREAK = 24, 200, 9, 0.8, 6, 8
-MODULES = ("archive", "backtest", "boosting", "conformal", "drift", "estimators", "expressions", "features", "forest", "kernels", "labels", "luck", "memory", "meta", "portfolio", "promotion", "refits", "regimes",
-           "replay", "significance", "splits", "trees", "tuning")
+MODULES = ("archive", "artifacts", "attribution", "backtest", "boosting", "checks", "config", "conformal", "core", "drift", "estimators", "expressions", "features", "forest", "forgetting", "kernels", "labels", "luck", "memory",
+           "meta", "portfolio", "promotion", "refits", "regimes", "registry", "replay", "reports", "significance", "splits", "store", "switching", "trees", "tuning")  # all that a world loads
 SECTIONS = ("market", "universe", "features", "regimes", "labels", "drift", "events", "memory", "replay", "splits", "forest", "boosting", "tuning", "meta", "backtest", "explain", "promotion", "training")
 
 

@@ -682,7 +682,10 @@ def _observation(verdict: Verdict) -> str:
 
 # %% ../nbs/43_promotion.ipynb #5e765eec
 def deflate(backtest: Mapping[str, Any], trials: int, level: float) -> tuple[float, float]:
-    """Deflated Sharpe ratio of the edge with `trials` in the ledger, and the years of track record that it needs; NaN where something is missing."""
+    """Deflated Sharpe ratio of the edge with `trials` in the ledger, and the years of track record that it needs at `level`; NaN where something is missing.
+
+    There are enough years exactly where the deflated ratio is at least 1 - `level`: one inequality in two units.
+    """
     ratio, error, spread, years = (_number(backtest.get(name)) for name in ("edge_sharpe", "edge_sharpe_error", "spread_ann", "track_record_years"))
     if not (all(map(math.isfinite, (ratio, error, spread, years))) and error > 0 and spread >= 0):
         return _NAN, _NAN
@@ -734,7 +737,7 @@ def _on_trading(verdict: str, criteria: Sequence[Mapping[str, Any]], edge: float
     words = (f"its edge over an exposure-matched portfolio is {edge:+.1%} a year [{low:+.1%}, {high:+.1%} at {1 - level:.0%}], {place} zero" if math.isfinite(edge + low + high)
              else "its edge over an exposure-matched portfolio was not measured")
     if verdict == "tradable":
-        return f"Tradable: {words}, and the deflated Sharpe ratio, the overfitting test and the track record agree."
+        return f"Tradable: {words}, and the deflated Sharpe ratio and the overfitting test agree."
     failed, missing = ([one["criterion"] for one in criteria if one["status"] == status] for status in ("failed", "missing"))
     said = [words, *([f"not passed: {', '.join(failed)}"] if failed else []), *([f"not measured: {', '.join(missing)}"] if missing else [])]
     return f"{'Refuted' if verdict == 'refuted' else 'Not shown to be tradable'}: {'; '.join(said)}. A model may be champion for risk and not tradable."

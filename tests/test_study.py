@@ -1,6 +1,7 @@
 """The study of the loop's errors: its markets are what they say, its cycle decides as the real one does, and a small version of it."""
 import contextlib
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -188,6 +189,13 @@ def test_it_goes_on_where_it_was_and_never_merges_other_code(tmp_path, monkeypat
             patch.setattr(study, name, other)
             assert study.results_in(study.place(tmp_path, "iid")) == [], name
     assert len(study.results_in(study.place(tmp_path, "iid"))) == 3
+
+
+def test_the_digest_covers_every_module_that_a_world_loads():
+    """In a process of its own, in which nothing else has been imported."""
+    found = subprocess.run([sys.executable, "-c", "import json, sys; sys.path.insert(0, 'benchmarks'); import false_promotion as study; study.one_world('iid', 0, 2); print(json.dumps(sorted(name.split('.')[1] for name in sys.modules if name.startswith('mltrader.'))))"],
+                           cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(json.loads(found.stdout.splitlines()[-1])) == set(study.MODULES)
 
 
 def test_results_of_earlier_code_count_only_where_worlds_come_out_equal(tmp_path, monkeypatch, capsys):
