@@ -135,12 +135,16 @@ def cycle(
         raise typer.Exit(3)
 
 # %% ../nbs/90_cli.ipynb #124eb892
+class _Outdated(ConfigError):
+    """The store is older than the code."""
+
+
 def _store() -> Any:
     from mltrader.store import MIGRATIONS, Store
 
     store = Store(create=False)
     if (found := store.version()) < len(MIGRATIONS):
-        raise ConfigError(f"The store has version {found}, this mltrader works with {len(MIGRATIONS)}: run `mltrader store migrate`. Nothing is lost by it.")
+        raise _Outdated(f"The store has version {found}, this mltrader works with {len(MIGRATIONS)}: run `mltrader store migrate`. Nothing is lost by it.")
     return store
 
 
@@ -166,8 +170,8 @@ def status(as_json: Json = False) -> None:
 
     try:
         store = _store()
-    except ConfigError as error:
-        say({"state": "outdated" if "migrate" in str(error) else "empty"}, as_json, str(error))
+    except (db.NoStore, _Outdated) as error:
+        say({"state": "outdated" if isinstance(error, _Outdated) else "empty"}, as_json, str(error))
         return
     with store.read() as conn:
         last, watched = ((db.runs(conn, 1, kind=kind) or [None])[0] for kind in ("cycle", "monitor"))
@@ -268,14 +272,17 @@ def _live(session: str | None, version: str | None, bars: str | None, wanted: li
 @app.command()
 def predict(
     as_of: Annotated[str | None, typer.Option(help="Session, YYYY-MM-DD; the last one if left out.")] = None,
-    symbols: Annotated[list[str] | None, typer.Argument(help="Only these; all if left out.")] = None,
-    symbol: Annotated[list[str] | None, typer.Option(help="Only this one, too; may be given more than once.")] = None,
+    symbols: Annotated[list[str] | None, typer.Argument(help="Show only these; all are recorded.")] = None,
+    symbol: Annotated[list[str] | None, typer.Option(help="Show this one, too; may be given more than once.")] = None,
     version: Annotated[str | None, typer.Option(help="A version to hear instead of the champion then in force; never recorded if in hindsight.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Of the session under way, whose bar is not final (--as-of: replay one that is over); never recorded.")] = False,
     bars: Annotated[str | None, typer.Option(help="With --live: a csv or Parquet file with that session's bars, in place of the provider's quotes.")] = None,
     dry_run: DryRun = False, as_json: Json = False,
 ) -> None:
     """What the champion says of a session, symbol by symbol; recorded. Example: mltrader predict KO PG --json"""
+    from mltrader.config import load_settings
+    from mltrader.orchestrator import refuse_other_data
+    from mltrader.predict import only
     from mltrader.predict import predict as say_of
 
     store, beside, wanted = _store(), {}, [*(symbols or ()), *(symbol or ())]
@@ -284,13 +291,14 @@ def predict(
     elif bars:
         raise ConfigError("--bars is for --live; bars of sessions that are over come from the provider of the settings.")
     else:
-        made = say_of(store, as_of, version, tuple(wanted))
+        refuse_other_data(store, load_settings())
+        whole = say_of(store, as_of, version)  # a session of which some symbols alone are on record would be taken for all of it
+        made = only(whole, wanted)
     keep = not dry_run and not made.in_hindsight and version is None and not live
     if keep:
-        from mltrader.config import load_settings
         from mltrader.orchestrator import keep_predictions
 
-        keep_predictions(store, load_settings(), made)
+        keep_predictions(store, load_settings(), whole)
     rows = made.frame.assign(session=made.frame["session"].dt.strftime("%Y-%m-%d")).to_dict("records")
     session = rows[0]["session"]
     note = "in hindsight: it has learned from this session or later ones; not recorded" if made.in_hindsight else "recorded" if keep else "not recorded"
@@ -560,8 +568,14 @@ def timemachine(
             raise typer.Exit(1)
         return
     first, last = (f"{text}-{rest}" if len(text) == 4 else text for text, rest in ((start, "01-01"), (end, "12-31")))
+    if to_session(first) > to_session(last):
+        raise ConfigError(f"--end {end} lies before --start {start}.")
     if dry_run:
-        done = machine.walked_until(chosen)
+        from mltrader import market
+        from mltrader.config import home
+
+        done, known = machine.walked_until(chosen), market.run({"cache": {"folder": home() / "cache"}}, load_settings(), None).documents["summary"]["as_of"]
+        last = min(last, f"{known:.10}")
         say({"arm": arm, "start": first, "end": last, "walked_until": done}, as_json, f"would walk the arm {arm} from {first} to {last}" + (f"; it has come to {done}" if done else ""))
         return
     if blocks.engine() == "dask":  # what can be fitted ahead, workers fit; the walk itself is a chain
@@ -993,8 +1007,10 @@ def _desk(account: str, broker: str | None, shadow: bool | None, live_orders: bo
     """The store, the desk of an account and its market; what is not said is as the account was opened."""
     from mltrader import paper
     from mltrader.config import load_settings
+    from mltrader.orchestrator import refuse_other_data
 
     store, settings = _store(), load_settings()
+    refuse_other_data(store, settings)
     paper.terms_of(store, account, broker, shadow)  # before anything is read that takes long
     market = paper.market_of(_audit_frames(settings), settings)
     return store, paper.open_desk(store, settings, market, account, broker, shadow, live_orders), market

@@ -7,8 +7,8 @@ __all__ = ['SAVED_EVERY', 'HISTORY_NUMBERS', 'VERDICT_WORDS', 'CycleError', 'Run
            'run_facts', 'events_learned', 'close_run', 'effective_as_of', 'drop_damaged', 'prepare', 'papermill_error',
            'failure_kind', 'persist', 'limited', 'first_error', 'terminable', 'undisturbed', 'fit_ahead',
            'check_products', 'BuildExecutor', 'run_task', 'run_inline', 'keep_predictions', 'roll_back',
-           'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table', 'equity_figure',
-           'leading_figure']
+           'refuse_other_data', 'TrainingOrchestrator', 'examine', 'as_output', 'run', 'verdict_html', 'table',
+           'equity_figure', 'leading_figure']
 
 # %% ../nbs/60_orchestrator.ipynb #215f80d7
 import importlib
@@ -646,6 +646,26 @@ def roll_back(store: Store, settings: Settings, name: str | None = None, clock: 
 HISTORY_NUMBERS = ("overall_accuracy", "crash_accuracy")
 
 
+def _other_provider(cycle: Mapping[str, Any], settings: Settings) -> str | None:
+    """In words, if the bars of a cycle on record came from another provider than the one in the settings."""
+    before = ((cycle["settings"] or {}).get("market") or {}).get("provider")
+    return None if before in (None, settings.market.provider) else f"other data: [market] provider was {before} in the last cycle, and is {settings.market.provider}"
+
+
+def refuse_other_data(store: Store, settings: Settings) -> None:
+    """Let no champion speak where the settings name other bars than those it was judged on.
+
+    Raises
+    ------
+    ConfigError
+        Naming both providers, and what to do.
+    """
+    with store.read() as conn:
+        last = next(iter(db.runs(conn, 1, kind="cycle", status="success")), None)
+    if last and (other := _other_provider(last, settings)):
+        raise ConfigError(f"{other[0].upper()}{other[1:]}. If these data belong to another folder, set MLTRADER_HOME to it (now {home()}); if they are the new data of this one, run `mltrader cycle` first.")
+
+
 class TrainingOrchestrator:
     """Decides when to train, trains, and remembers.
 
@@ -668,6 +688,8 @@ class TrainingOrchestrator:
             last = next(iter(db.runs(conn, 1, kind="cycle", status="success")), None)
             if last is None:
                 return True, "never trained"
+            if other := _other_provider(last, self.settings):
+                return True, other
             days = (now - last["completed_at"]).total_seconds() / 86400
             if days >= training.training_interval_days:
                 return True, f"scheduled: last training {days:.1f} days ago"

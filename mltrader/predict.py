@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAME_SECTIONS', 'SAID', 'session_inputs', 'check_features', 'version_for', 'Prediction', 'predict', 'load', 'say',
-           'Shadow', 'named_version', 'rival_of', 'shadow', 'record', 'prior_shares', 'prior_losses', 'same_labels',
-           'resolve', 'paired_rows', 'watch', 'watch_history', 'recorded']
+           'only', 'Shadow', 'named_version', 'rival_of', 'shadow', 'record', 'prior_shares', 'prior_losses',
+           'same_labels', 'resolve', 'paired_rows', 'watch', 'watch_history', 'recorded']
 
 # %% ../nbs/53_predict.ipynb #358b5ae9
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -183,6 +183,21 @@ def say(version: Mapping[str, Any], sessions: Sequence[pd.Timestamp | None], inp
     return Prediction(frame, version["id"], name, bool(frame["session"].min() < to_session(version["as_of"])))
 
 # %% ../nbs/53_predict.ipynb #761a41cd
+def only(made: Prediction, symbols: Sequence[str]) -> Prediction:
+    """What is said of some symbols; of all, if none is named.
+
+    Raises
+    ------
+    ConfigError
+        If one of them has no word.
+    """
+    there = set(made.frame["symbol"])
+    wanted = [symbol if symbol in there else symbol.upper() for symbol in symbols]
+    if missing := sorted(set(wanted) - there):
+        raise ConfigError(f"{', '.join(missing)}: no bar on {made.frame['session'].iloc[0].date()}; there are {', '.join(sorted(there)[:8])} …")
+    return replace(made, frame=made.frame[made.frame["symbol"].isin(wanted)].reset_index(drop=True)) if symbols else made
+
+
 SAME_SECTIONS = ("labels", "regimes")  # of the recipe: with others, a probability means something else
 
 

@@ -10,6 +10,7 @@ __all__ = ['UNSERVED', 'JOBS', 'BEAT', 'RETRY', 'STOP', 'DAYS', 'SECRETS_FILE', 
 # %% ../nbs/61_schedule.ipynb #5c83f9ac
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from zoneinfo import ZoneInfo
 
 from . import log, notify
 from . import store as db
-from .config import Settings, home, settings_path
+from .config import NOT_SETTINGS, NOTIFY_URL, Settings, home, settings_path
 from .core import Clock, ConfigError, DataError, LeaseError, MltraderError, project_root
 from .store import Store
 
@@ -311,10 +312,16 @@ def _span(days: Sequence[int], names: Sequence[Any], to: str) -> str:
 def _places() -> dict[str, str]:
     """Folder, program and environment of the units."""
     named = {"MLTRADER_HOME": str(home())} | ({"MLTRADER_SETTINGS": str(settings_path())} if os.environ.get("MLTRADER_SETTINGS") else {})
-    places = {"folder": str(project_root()), "program": str(Path(sys.executable).with_name("mltrader")), **named}
-    if odd := [path for path in places.values() if not path.isprintable() or set(path) & set('"\\')]:
-        raise ConfigError(f"The path {odd[0]!r} cannot be written into a unit; move the project to a plainer one.")
+    places = {"folder": str(project_root()), "program": str(Path(sys.executable).with_name("mltrader")), **named, **_set_here(os.environ)}
+    if odd := [(name, path) for name, path in places.items() if not path.isprintable() or set(path) & set('"\\')]:
+        raise ConfigError(f"The {'setting' if '__' in odd[0][0] else 'path'} {odd[0][0]} = {odd[0][1]!r} cannot be written into a unit; {'write it into mltrader.toml' if '__' in odd[0][0] else 'move the project to a plainer one'}.")
     return places
+
+
+def _set_here(environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings that stand in variables of this shell alone, without which the units would run another system; secrets stay in the file that the units read."""
+    kept = {name: text for name, text in sorted(environment.items()) if re.fullmatch(r"MLTRADER_[A-Z]+__[A-Z0-9_]+", name) and name not in NOT_SETTINGS and not name.startswith(NOTIFY_URL)}
+    return {name: text for name, text in kept.items() if log.scrub(text) == text}
 
 
 def systemd_units(settings: Settings, now: datetime, accounts: Sequence[str] = ()) -> dict[str, str]:
@@ -359,4 +366,4 @@ def cron_lines(settings: Settings, now: datetime, accounts: Sequence[str] = ()) 
     line = f"{begin} flock -n {lock} sh -c {shlex.quote(work)}; }} >> {record} 2>&1"
     again = f"*/{AGAIN} * * * * {begin} {quoted['program']} notify deliver; }} >> {record} 2>&1"
     return (f"# CRON_TZ is known to cronie; Debian's and busybox's cron take the machine's zone: set that to {rule.zone}, or use systemd.\n"
-            f"SHELL=/bin/sh\nCRON_TZ={rule.zone}\n{rule.at.minute} {rule.at.hour} * * {_span(due_weekdays(settings, now), (1, 2, 3, 4, 5, 6, 0), '-')} " + line.replace("%", r"\%") + "\n" + again.replace("%", r"\%") + "\n")
+            f"SHELL=/bin/sh\nCRON_TZ={rule.zone}\n{rule.at.minute} {rule.at.hour} * * {_span(due_weekdays(settings, now), (1, 2, 3, 4, 5, 6, 7), '-')} " + line.replace("%", r"\%") + "\n" + again.replace("%", r"\%") + "\n")

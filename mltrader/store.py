@@ -514,7 +514,7 @@ class Store:
         try:
             self.url = sa.make_url(url or database_url())
         except (sa.exc.ArgumentError, ValueError):  # what they say holds the address, and so perhaps a password
-            raise ConfigError("MLTRADER_DATABASE_URL is no SQLAlchemy URL, such as sqlite:////folder/file.db or postgresql+psycopg://user@host/name.") from None
+            raise ConfigError(f"{'MLTRADER_DATABASE_URL' if url is None else 'The address given'} is no SQLAlchemy URL, such as sqlite:////folder/file.db or postgresql+psycopg://user@host/name.") from None
         if self.url.get_backend_name() not in ENGINES:
             raise ConfigError(f"The store works with {' and '.join(ENGINES)}, not with {self.url.get_backend_name()}: see MLTRADER_DATABASE_URL.")
         opened, self._reading, self._writing = ENGINES[self.url.get_backend_name()]
@@ -532,6 +532,13 @@ class Store:
             self.migrate()
         elif not (file.is_file() if file is not None else self.version()):
             raise NoStore(f"There is no store at {file or self.address} yet; `mltrader cycle` (or `make run`) makes one.")
+        else:
+            self._refuse_newer(self.version())
+
+    @staticmethod
+    def _refuse_newer(found: int) -> None:
+        if found > len(MIGRATIONS):
+            raise ConfigError(f"The store has version {found}, this mltrader knows {len(MIGRATIONS)}; install a newer mltrader.")
 
     @property
     def address(self) -> str:
@@ -577,8 +584,7 @@ class Store:
 
     def migrate(self) -> int:
         """Apply what is missing; returns the version reached."""
-        if (found := self.version()) > len(MIGRATIONS):
-            raise ConfigError(f"The store has version {found}, this mltrader knows {len(MIGRATIONS)}; install a newer mltrader.")
+        self._refuse_newer(found := self.version())
         if found == len(MIGRATIONS):
             return found
         with self.write() as conn:

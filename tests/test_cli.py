@@ -33,6 +33,11 @@ def test_light_commands_load_nothing_heavy(arguments, tmp_path):
     (["data", "check"], {}, 5, "mltrader data sync"),
     (["history"], {}, 2, "make run"),
     (["nonsense"], {}, 2, "nonsense"),
+    (["status", "--json"], {"MLTRADER_DATABASE_URL": "foo"}, 2, "MLTRADER_DATABASE_URL is no SQLAlchemy URL"),
+    (["config", "show"], {"MLTRADER_PROMOTION__RULES": "beats_pior,calibrated"}, 2, "`rules` names ['beats_pior']"),
+    (["timemachine", "--start", "foo", "--dry-run"], {}, 2, "foo"),
+    (["timemachine", "--start", "2010", "--end", "2005", "--dry-run"], {}, 2, "--end 2005 lies before --start 2010"),
+    (["timemachine", "--dry-run"], {}, 5, "mltrader data sync"),
 ])
 def test_exit_codes_and_one_line(tmp_path, arguments, env, code, words):
     done = call(*arguments, MLTRADER_HOME=str(tmp_path), **env)

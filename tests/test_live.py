@@ -16,7 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from mltrader import features, live, market, predict, promotion, regimes, registry, vendors
+from mltrader import features, live, market, orchestrator, predict, promotion, regimes, registry, vendors
 from mltrader import store as db
 from mltrader.cli import app
 from mltrader.config import load_settings
@@ -175,6 +175,12 @@ def test_half_a_bar_is_heard_and_leaves_no_trace(desk):
     again = desk.call("2022-11-30 11:00", "predict", "--live", "--symbol", "CCC", "--symbol", "AAA")
     assert again.code == 0 and [row["symbol"] for row in again.said["predictions"]] == ["AAA", "CCC"]
     desk.vendor.now = at("2022-11-30 11:00")
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orchestrator, "keep_predictions", lambda store, settings, made: kept.append(made))
+        few = CliRunner().invoke(app, ["predict", "CCC", "--json"])
+        assert CliRunner().invoke(app, ["predict", "CCCP"]).exit_code != 0 and len(kept) == 1
+    assert [row["symbol"] for row in json.loads(few.stdout)["predictions"]] == ["CCC"] and len(kept[0].frame) == 6, "a session of which one symbol alone were on record would be taken for all of it"
     plain = CliRunner().invoke(app, ["predict", "--live"])
     assert "PROVISIONAL, the bar is not final; not recorded" in plain.stdout
     assert desk.state() == before

@@ -206,6 +206,20 @@ def test_triggers_in_their_order(tmp_path):
     assert boss.should_run_training() == (False, "already running: busy")
 
 
+def test_settings_that_name_other_bars_ask_for_a_cycle_and_let_no_champion_speak(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
+    clock, own = Clock(datetime(2024, 1, 2, tzinfo=UTC)), load_settings(market={"provider": "parquet", "path": "bars.parquet"})
+    store = Store()
+    orchestrator.refuse_other_data(store, own)  # nothing is on record
+    with orchestrator.open_run("cycle", "t", store, load_settings(), clock) as run, store.write() as conn:
+        db.finish_run(conn, run.run_id, "success", clock)
+    orchestrator.refuse_other_data(store, load_settings())
+    assert TrainingOrchestrator(store, clock, load_settings()).should_run_training()[0] is False
+    assert TrainingOrchestrator(store, clock, own).should_run_training() == (True, "other data: [market] provider was packaged in the last cycle, and is parquet")
+    with pytest.raises(ConfigError, match=f"provider was packaged.*and is parquet.*set MLTRADER_HOME.*now {tmp_path}.*mltrader cycle"):
+        orchestrator.refuse_other_data(store, own)
+
+
 def test_a_failed_cycle_is_recorded_and_raises_its_own_code(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path))
     monkeypatch.setenv("MLTRADER_RUN__REPORTS", str(tmp_path / "reports"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import t
 
 from mltrader import luck, promotion, significance
-from mltrader.config import PromotionSettings, Settings, TrainingSettings
+from mltrader.config import GATE_RULES, PromotionSettings, Settings, TrainingSettings
 from mltrader.core import REGIMES, ConfigError, DataError, TaskOutput, digest_json
 from mltrader.promotion import Evidence, Verdict, apply_rules, decide
 from mltrader.splits import Interval
@@ -670,8 +670,9 @@ def test_rules_are_chosen_by_name_and_the_champion_is_always_asked():
     few = PromotionSettings(rules=("calibrated",))
     assert promotion.chosen_rules(few) == ("calibrated", "beats_prior", "champion", "sane_refit", "enough_samples")
     assert set(promotion.required_rules(few)) == {"calibrated", "beats_prior", "champion", "sane_refit", "enough_samples"}
-    with pytest.raises(ConfigError, match="no_such_rule"):
-        promotion.chosen_rules(PromotionSettings(rules=("no_such_rule",)))
+    with pytest.raises(ValueError, match="`rules` names \\['no_such_rule'\\]; there are"):      # long before anything is trained
+        PromotionSettings(rules=("no_such_rule",))
+    assert tuple(promotion.RULES) == GATE_RULES
     nothing = PromotionSettings(rules=("enough_samples",))
     assert decide(apply_rules(evidence(0.0, settings=Settings(splits={"bootstrap": 200}, promotion=nothing))), promotion.required_rules(nothing)) == "REJECT"
     worse = evidence(0.5, 1.0, settings=Settings(splits={"bootstrap": 200}, promotion=few))

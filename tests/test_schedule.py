@@ -356,6 +356,21 @@ def test_lines_for_cron_are_understood_and_do_the_work(tmp_path, monkeypatch):
     assert again.startswith("*/15 * * * * ") and (tmp_path / "said").read_text().splitlines()[3] == f"notify deliver json://somewhere {odd}/home"
 
 
+def test_settings_of_this_shell_alone_are_written_into_units_and_lines_and_secrets_are_not(monkeypatch):
+    for name, text in {"MLTRADER_MARKET__PROVIDER": "parquet", "MLTRADER_MARKET__PATH": "my bars.parquet", "MLTRADER_NOTIFY_URL_OPS": "json://somewhere", "MLTRADER_VENDORS__ODD": "https://me:password@host"}.items():
+        monkeypatch.setenv(name, text)
+    for text in (*[text for name, text in schedule.systemd_units(plan(), NOW, ["main"]).items() if name.endswith("service")], schedule.cron_lines(plan(), NOW)):
+        assert "MLTRADER_MARKET__PROVIDER=parquet" in text and "my bars.parquet" in text and "somewhere" not in text and "password" not in text
+    monkeypatch.setenv("MLTRADER_BOOSTING__PARAMS", '{"depth": 3}')
+    with pytest.raises(ConfigError, match="MLTRADER_BOOSTING__PARAMS.*write it into mltrader.toml"):
+        schedule.systemd_units(plan(), NOW)
+
+
+def test_a_market_that_never_closes_has_a_valid_line_of_cron():
+    line = schedule.cron_lines(plan(calendar=""), NOW).splitlines()[3]
+    assert line.split()[4] == "1-7", "Sunday is 7: a range must not go down"
+
+
 def test_a_path_that_no_unit_can_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("MLTRADER_HOME", str(tmp_path) + '/a"b')
     with pytest.raises(ConfigError, match="cannot be written into a unit"):
