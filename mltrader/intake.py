@@ -739,4 +739,4 @@ class MarketData:
     declared_end: pd.Timestamp
     survivorship: str
     real_index: bool = True
-    degraded: tuple[str, ...] = ()  # what a reader must know of bars that a failed sync left in force, or of a session that is not complete
+    degraded: tuple[str, ...] = ()  # what a reader must know of bars that a failed sync left in force, of a session that is not complete, or of a file beside the bars that ends before it

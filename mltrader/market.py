@@ -113,9 +113,25 @@ def _file(path: str) -> Path:
     return plain if plain.is_absolute() else project_root() / plain
 
 # %% ../nbs/10_market.ipynb #fefa39d5
+def _overlap(sessions: Any, calendar: pd.DatetimeIndex, path: Path) -> None:
+    """Refuse a file beside the bars that shares no session with them: all of its values would be dropped without a word."""
+    days = pd.DatetimeIndex(sessions)
+    if not days.isin(calendar).any():
+        raise DataError(f"{path.name} has values of {days.min().date()} to {days.max().date()}, and shares no session with the bars ({calendar[0].date()} to "
+                        f"{calendar[-1].date()}). Correct its dates, name the file that fits in the [market] settings, or leave it out.")
+
+
+def _rates_beside(path: Path, calendar: pd.DatetimeIndex) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rates of a file on the calendar, and what was carried, dropped or is missing."""
+    rates = read_rates(path)
+    _overlap(rates.index, calendar, path)
+    return align(rates, calendar, path.name, MAX_CARRY)
+
+
 def _beside(path: Path, symbol: str, names: Mapping[str, str], calendar: pd.DatetimeIndex) -> tuple[pd.DataFrame, ...]:
     """The columns `names` (old: new) of a file beside the bars, on the calendar, and two lists of faults."""
     bars, faults = read_bars(path, symbol=symbol)
+    _overlap(bars["session"], calendar, path)
     values, gaps = align(bars.set_index("session")[list(names)].rename(columns=names), calendar, path.name)
     return values, faults[(faults["severity"] != "note") | (faults["session"] >= calendar[0])], gaps
 
@@ -141,7 +157,7 @@ def read_files(settings: Settings) -> MarketData:
         vix, *faults = _beside(_file(market.vix_path), "^VIX", names, calendar)
         parts, told, vix_source = [*parts, vix], [*told, *faults], f"file {_file(market.vix_path).name}"
     if market.rates_path:
-        rates, carried = align(read_rates(_file(market.rates_path)), calendar, _file(market.rates_path).name, MAX_CARRY)
+        rates, carried = _rates_beside(_file(market.rates_path), calendar)
         parts, told = [*parts, rates], [*told, carried]
     sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
     return MarketData(
@@ -329,7 +345,7 @@ def read_synced(cache: Path, settings: Settings, as_of: Any = None) -> MarketDat
     vix, vix_told, vix_source = _beside_synced(bars, calendar, market.vix_path, "^VIX", names)
     told, rates = [found, _as_notes(stale, "yfinance"), *index_told, *vix_told], []
     if market.rates_path:
-        values, carried = align(read_rates(_file(market.rates_path)), calendar, _file(market.rates_path).name, MAX_CARRY)
+        values, carried = _rates_beside(_file(market.rates_path), calendar)
         rates, told = [values], [*told, carried]
     sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
     return MarketData(
@@ -709,6 +725,35 @@ def _known_faults(data: MarketData, panel: pd.DataFrame, as_of: pd.Timestamp) ->
     return typed_faults(pd.concat([found, told.frame()], ignore_index=True))
 
 
+def _ended_files(index: pd.DataFrame, settings: Settings) -> tuple[list[str], pd.DataFrame]:
+    """What a reader must know of files beside the bars that have no value of the last sessions, and the same as notes."""
+    market, texts, notes = settings.market, [], [Faults("market").frame()]
+    for path, what, names in ((market.vix_path, "VIX", ["vix_close"]), (market.rates_path, "rates", [*RATES])):
+        known = index[names].notna().any(axis=1).to_numpy()
+        if not path or market.provider == "packaged" or known[-1]:  # the packaged history reads no file
+            continue
+        file, lacking = _file(path).name, int(known[::-1].argmax()) if known.any() else len(known)
+        end, first = index["session"].iloc[-1], index["session"].iloc[[-lacking]]
+        span = f"{lacking} sessions from {first.iloc[0].date()} to {end.date()}" if lacking > 1 else f"last session {end.date()}"
+        texts.append(f"{file} has no {what} for the {span}: what is said of them does without. Add them to the file.")
+        told = Faults(file)
+        told.add(pd.DataFrame({"row": 0, "symbol": "", "session": first, names[-1]: np.nan}), [True], names[-1], f"no value for the {span}; left missing", "note")
+        notes.append(told.frame())
+    return texts, typed_faults(pd.concat(notes))
+
+
+def _unnamed(symbols: Sequence[str], sectors: Mapping[str, str], settings: Settings) -> pd.DataFrame:
+    """A note on the symbols that a file of sectors does not name; nothing without such a file."""
+    path = settings.market.sectors_path
+    if not path or settings.market.provider == "packaged":
+        return Faults("market").frame()
+    told, left = Faults(_file(path).name), [symbol for symbol in symbols if symbol not in sectors]
+    names = f"{', '.join(left[:5])}{' …' if len(left) > 5 else ''}"
+    row = pd.DataFrame({"row": [0], "symbol": [""], "sector": [len(left)]})
+    told.add(row, [bool(left)], "sector", f"no sector for {len(left)} of {len(symbols)} symbols: {names}; they count as Unknown", "note")
+    return told.frame()
+
+
 def _judged(panel: pd.DataFrame, index: pd.DataFrame, settings: Settings, end: pd.Timestamp) -> tuple[bar_quality.Report, pd.DataFrame]:
     """The quality report of the panel, and its findings as notes."""
     if settings.market.calendar:
@@ -784,11 +829,13 @@ def run(inputs: Mapping[str, Any], settings: Settings, as_of: pd.Timestamp | Non
         spells = members(Path(inputs["cache"]["folder"]) if "cache" in inputs else home() / "cache", listed)
     covered = coverage(panel, spells)
     index = data.index[data.index["session"].between(to_session(settings.universe.start), last)].reset_index(drop=True)
+    ended, lacking = _ended_files(index, settings)
+    data = replace(data, degraded=(*data.degraded, *ended))
     report, found = _judged(panel, index, settings, min(last, data.declared_end))  # the source is judged, members or not
     panel, left = _membership(panel, spells, settings)
     found = found[(found["symbol"] == "") | found["symbol"].isin(panel["symbol"].unique())]
     sectors = {str(s): data.sectors.get(s, "Unknown") for s in sorted(panel["symbol"].unique())}
-    faults = typed_faults(pd.concat([_known_faults(data, panel, last), left, found], ignore_index=True))
+    faults = typed_faults(pd.concat([_known_faults(data, panel, last), lacking, _unnamed(list(sectors), data.sectors, settings), left, found], ignore_index=True))
     table, digests = quality(panel, sectors, faults, report), vintages(panel)
     sector_frame = pd.DataFrame({"symbol": list(sectors), "sector": list(sectors.values())}, dtype="str")
     counts = faults["severity"].value_counts()

@@ -319,6 +319,52 @@ def test_a_chain_keeps_every_return(n, overlap, scale, seed):
     assert joined.index.equals(index)
 
 
+# ---------------------------------------------------------------- files beside the bars
+
+def beside(folder: Path, **files) -> Settings:
+    """Bars of two symbols, and files beside them: days and values by the setting's name."""
+    good().to_csv(folder / "bars.csv", index=False)
+    for name, rows in files.items():
+        rows.to_csv(folder / f"{name}.csv", index=False)
+    named = {f"{name}_path": str(folder / f"{name}.csv") for name in files}
+    return Settings.model_validate({"market": {"provider": "csv", "path": str(folder / "bars.csv"), **named}})
+
+
+@pytest.mark.parametrize("name, column, carried", [("vix", "close", 0), ("rates", "rate_10y", intake.MAX_CARRY)])
+def test_a_file_that_ends_before_the_bars_is_said(tmp_path, name, column, carried):
+    """As far as the run may know: before the file's end there is nothing to say."""
+    days = pd.DataFrame({"date": DAYS, column: 20.0})
+    first = DAYS[25 + carried]
+    given = beside(tmp_path, **{name: days.iloc[:25]})
+    output = market.run({}, given, None)
+    faults = output.frames["faults"].query(f"file == '{name}.csv' and severity == 'note'")
+    assert [(str(row.session.date()), row.row) for row in faults.itertuples()] == [(first, 0)] and "no value for the" in faults["message"].iloc[0]
+    said = output.documents["summary"]["degraded"]
+    assert len(said) == 1 and f"{name}.csv" in said[0] and f"{15 - carried} sessions from {first} to {DAYS[-1]}" in said[0]
+    last = 24 + carried
+    for at, lacking in ((last, 0), (last + 1, 1)):
+        told = market.run({}, given, pd.Timestamp(DAYS[at]))
+        assert len(told.documents["summary"]["degraded"]) == lacking
+        assert len(told.frames["faults"].query(f"file == '{name}.csv' and severity == 'note'")) == lacking
+    assert market.run({}, beside(tmp_path, **{name: days}), None).documents["summary"]["degraded"] == []
+
+
+@pytest.mark.parametrize("name, column", [("vix", "close"), ("index", "close"), ("rates", "rate_10y")])
+def test_a_file_of_other_days_is_refused(tmp_path, name, column):
+    days = pd.bdate_range("2019-01-01", periods=40).strftime("%Y-%m-%d")
+    with pytest.raises(DataError, match=rf"{name}\.csv has values of 2019-01-01 to .* shares no session with the bars \({DAYS[0]} to {DAYS[-1]}\)"):
+        market.run({}, beside(tmp_path, **{name: pd.DataFrame({"date": days, column: 20.0})}), None)
+
+
+@pytest.mark.parametrize("named, left", [(("AAA", "BBB"), ""), (("AAA",), "1 of 2 symbols: BBB"), (("aaa", "ZZZ"), "2 of 2 symbols: AAA, BBB")])
+def test_symbols_without_a_sector_are_noted(tmp_path, named, left):
+    output = market.run({}, beside(tmp_path, sectors=pd.DataFrame({"symbol": named, "sector": "Energy"})), None)
+    told = output.frames["faults"].query("file == 'sectors.csv'")
+    assert len(told) == bool(left) and (told["severity"] == "note").all() and told["message"].str.contains(f"no sector for {left};").all()
+    assert output.documents["summary"]["degraded"] == []
+    assert output.frames["sectors"]["sector"].tolist() == ["Energy" if name in named else "Unknown" for name in ("AAA", "BBB")]
+
+
 # ---------------------------------------------------------------- as_of, universe, index
 
 def test_as_of_is_the_last_complete_session_and_only_cuts(tmp_path):
