@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CALENDAR_START', 'ENDED_AFTER', 'FINDINGS', 'WINDOW', 'MIN_BARS', 'FLOOR', 'MIN_MARKET', 'BLOCK', 'RATIOS', 'HEAVY',
-           'HEAVY_SMALL', 'QUIET', 'TICK', 'SPIKE', 'STALE', 'STALE_UNTRADED', 'YEAR', 'sessions', 'completeness',
-           'gaps', 'Block', 'blocks', 'market_move', 'own_volatility', 'jumps', 'stale_runs', 'Report', 'examine']
+           'HEAVY_SMALL', 'QUIET', 'TICK', 'SPIKE', 'STALE', 'STALE_UNTRADED', 'YEAR', 'exchange', 'sessions',
+           'completeness', 'gaps', 'Block', 'blocks', 'market_move', 'own_volatility', 'jumps', 'stale_runs', 'Report',
+           'examine']
 
 # %% ../nbs/07_quality.ipynb #d0e4a1ea
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,48 @@ from .core import SESSION_DTYPE, ConfigError, DataError, require_columns, to_ses
 
 # %% ../nbs/07_quality.ipynb #756505a8
 CALENDAR_START = pd.Timestamp("1990-01-01")
+
+
+@cache
+def _begins(calendar: str) -> pd.Timestamp | None:
+    """The first date for which exchange-calendars knows an exchange's sessions; None if it names none."""
+    import exchange_calendars as xc
+
+    try:
+        return xc.get_calendar(calendar).bound_min()
+    except ValueError:  # it cannot be computed for the years that are asked for by default
+        return None
+
+
+def exchange(calendar: str, first: Any) -> Any:
+    """The calendar of an exchange: from 1990 on or from `first` if that is earlier; where it begins later, from its own first date.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such calendar.
+    DataError
+        If it does not reach back to `first`.
+    """
+    import exchange_calendars as xc
+
+    first = to_session(first)
+    try:
+        return xc.get_calendar(calendar, start=min(first, CALENDAR_START))
+    except xc.errors.InvalidCalendarName as error:
+        raise ConfigError(f"market.calendar={calendar!r} is no calendar of exchange-calendars; write XNYS, or leave it empty.") from error
+    except ValueError:  # it begins later, or some of its years cannot be computed
+        begins = _begins(calendar)
+    told = f"begins on {begins.date()} and does" if begins is not None else "cannot be computed for all of its years: it does"
+    try:
+        if begins is None or begins <= first:
+            return xc.get_calendar(calendar, start=first if begins is None else begins)
+    except ValueError:
+        told = "cannot be computed for all of its years: it does"
+    raise DataError(
+        f"the calendar {calendar} {told} not reach back to {first.date()}. Begin later ([universe] start, for a vendor's bars [vendors] start), or name another calendar in "
+        '[market] calendar; "" there goes without one.'
+    )
 
 
 def sessions(calendar: str, start: Any, end: Any) -> pd.DatetimeIndex:
@@ -42,15 +86,8 @@ def sessions(calendar: str, start: Any, end: Any) -> pd.DatetimeIndex:
     DataError
         If `end` lies beyond the last session that the calendar knows, or `start` before its first.
     """
-    import exchange_calendars as xc
-
     first, last = to_session(start), to_session(end)
-    try:
-        known = xc.get_calendar(calendar, start=min(first, CALENDAR_START)).sessions
-    except xc.errors.InvalidCalendarName as error:
-        raise ConfigError(f"market.calendar={calendar!r} is no calendar of exchange-calendars; write XNYS, or leave it empty.") from error
-    except ValueError as error:
-        raise DataError(f"the calendar {calendar} does not reach back to {first.date()} ({error}).") from error
+    known = exchange(calendar, first).sessions
     if last > known[-1]:
         raise DataError(
             f"the calendar {calendar} knows sessions to {known[-1].date()} and cannot judge {last.date()}; "

@@ -41,7 +41,7 @@ from mltrader.core import (
 )
 from .intake import NUMBERS, PRICES, RefusedData, validate
 from .market import FRED_SERIES, SYNCED, current_vintage, read_vintage, synced_symbols
-from .quality import CALENDAR_START, completeness, sessions
+from .quality import completeness, exchange, sessions
 
 # %% ../nbs/14_vendors.ipynb #9b52762d
 Answer = TypeVar("Answer")
@@ -439,25 +439,22 @@ class Fred:
             raise VendorError(f"FRED fails: {error}. Nothing was stored; run `mltrader data sync` again later.") from error
 
 # %% ../nbs/14_vendors.ipynb #5845de9e
-def _times(calendar: str) -> pd.DataFrame:
-    """`open` and `close` (UTC) of each session of a calendar."""
-    import exchange_calendars as xc
-
+def _times(calendar: str, now: Any) -> pd.DataFrame:
+    """`open` and `close` (UTC) of each session of a calendar, around the instant `now` at least."""
     if not calendar:
         raise ConfigError("fetching needs a trading calendar, to know which sessions are over: set market.calendar, such as XNYS.")
-    sessions(calendar, CALENDAR_START, CALENDAR_START)  # refuses an unknown calendar in words
-    return xc.get_calendar(calendar, start=CALENDAR_START).schedule[["open", "close"]]
+    return exchange(calendar, pd.Timestamp(now) - pd.Timedelta(days=30)).schedule[["open", "close"]]
 
 
 def last_closed(calendar: str, now: Any, settle_minutes: int) -> pd.Timestamp:
     """The last session of `calendar` whose close, plus `settle_minutes`, is not after the instant `now` (UTC)."""
-    closes = _times(calendar)["close"]
+    closes = _times(calendar, now)["close"]
     return to_session(closes.index[closes + pd.Timedelta(minutes=settle_minutes) <= pd.Timestamp(now)][-1])
 
 
 def under_way(calendar: str, now: Any, settle_minutes: int) -> tuple[pd.Timestamp | None, pd.Timestamp]:
     """The session that has opened and whose bar is not final at the instant `now` (UTC), or None; and the opening of the next one."""
-    times, now = _times(calendar), pd.Timestamp(now)
+    times, now = _times(calendar, now), pd.Timestamp(now)
     begun = times[times["open"] <= now]
     today = to_session(begun.index[-1]) if len(begun) else None
     return today if today != last_closed(calendar, now, settle_minutes) else None, times["open"].iloc[len(begun)]

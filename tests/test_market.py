@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mltrader import intake, market, packaged
+from mltrader import intake, market, packaged, quality
 from mltrader.config import Settings, home
 from mltrader.core import ConfigError, DataError, IntegrityError, VendorError, digest_bytes
 
@@ -317,6 +317,17 @@ def test_a_chain_keeps_every_return(n, overlap, scale, seed):
     np.testing.assert_allclose((joined["high"] / joined["close"]), 1.02, rtol=1e-12)
     np.testing.assert_allclose(joined["close"] * joined["volume"], price * 1e6, rtol=1e-9)  # money traded stays
     assert joined.index.equals(index)
+
+
+@pytest.mark.parametrize("code", ["XTKS", "XSHG", "XBOM"])
+def test_a_run_by_a_calendar_that_begins_after_1990(tmp_path, code):
+    days = quality.sessions(code, "2021-01-04", "2021-03-01").strftime("%Y-%m-%d")
+    bars("AAA", days).to_csv(tmp_path / "bars.csv", index=False)
+    given = Settings.model_validate({"market": {"provider": "csv", "path": str(tmp_path / "bars.csv"), "calendar": code}})
+    assert market.run({}, given, None).documents["summary"]["quality"]["missing"] == 0
+    bars("AAA", pd.bdate_range("1990-06-01", periods=40).strftime("%Y-%m-%d")).to_csv(tmp_path / "bars.csv", index=False)
+    with pytest.raises(DataError, match=rf"bars\.csv, symbol AAA, 1990-06-01: the calendar {code} begins on .*\[market\] calendar"):
+        market.run({}, given, None)
 
 
 # ---------------------------------------------------------------- files beside the bars

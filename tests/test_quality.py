@@ -147,6 +147,37 @@ def test_the_calendar():
         quality.sessions("NYSE!", "2020-01-01", "2020-02-01")
 
 
+@pytest.mark.parametrize("code, begins", [("XTKS", "1997-01-01"), ("XBOM", "1997-01-01"), ("XSHG", "1990-12-03"), ("XSAU", "2021-01-01")])
+def test_a_calendar_that_begins_after_1990_serves_from_its_first_date_on(code, begins):
+    month = pd.Timestamp(begins) + pd.Timedelta(days=30)
+    for first in (begins, month, "2021-06-01"):
+        days = quality.sessions(code, first, "2021-12-30")
+        assert days[0] >= pd.Timestamp(first) and days[0] - pd.Timestamp(first) < pd.Timedelta(days=11) and len(days) > 100
+    before = pd.Timestamp(begins) - pd.Timedelta(days=1)
+    with pytest.raises(DataError, match=rf'{code} begins on {begins} and does not reach back to {before.date()}.*\[market\] calendar; "" there goes without'):
+        quality.sessions(code, before, "2021-12-30")
+
+
+def test_a_calendar_of_which_not_every_year_can_be_computed(monkeypatch):
+    """Tel Aviv's, in some versions of exchange-calendars: what can be computed serves, the rest is refused in one sentence."""
+    import exchange_calendars as xc
+
+    real = xc.get_calendar
+
+    def broken(name, start=None, **more):
+        if name == "XTAE" and (start is None or pd.Timestamp(start) < pd.Timestamp("2026-01-05")):
+            raise ValueError(f"Special dates {list(pd.date_range('2006-12-03', periods=900, freq='7D'))} are not sessions.")
+        return real("XNYS" if name == "XTAE" else name, start=start, **more)
+
+    monkeypatch.setattr(xc, "get_calendar", broken)
+    quality._begins.cache_clear()
+    assert len(quality.sessions("XTAE", "2026-02-02", "2026-03-02")) == 20
+    with pytest.raises(DataError, match=r"XTAE cannot be computed .* 2015-01-04.*\[market\] calendar") as caught:
+        quality.sessions("XTAE", "2015-01-04", "2015-02-01")
+    assert len(str(caught.value)) < 400
+    quality._begins.cache_clear()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.lists(st.lists(st.integers(0, 59), min_size=1, max_size=60, unique=True), min_size=1, max_size=4), st.booleans())
 def test_completeness_equals_counting_by_hand(kept, weekend):

@@ -459,6 +459,14 @@ def test_a_vintage_outdates_the_market_task(chaos, tmp_path, monkeypatch):
     assert reports.write_inputs(patient, None, None) == []  # patience is no input of any task
 
 
+def test_what_is_over_by_a_calendar_that_begins_after_1990():
+    """Tokyo's begins in 1997: its sessions open and close by its own hours."""
+    for moment, over, today in (("2024-07-02 05:00", "2024-07-01", "2024-07-02"), ("2024-07-02 07:30", "2024-07-02", None)):
+        assert str(vendors.last_closed("XTKS", pd.Timestamp(moment, tz="UTC"), 60).date()) == over
+        now, _ = vendors.under_way("XTKS", pd.Timestamp(moment, tz="UTC"), 60)
+        assert (now if now is None else str(now.date())) == today
+
+
 def test_fred_beside_a_file(chaos, tmp_path):
     """A csv panel with `market.fred`: VIX and rates come from FRED, unless a file is named."""
     sync("fred", chaos.url, tmp_path, TUESDAY)
