@@ -150,17 +150,24 @@ def refuse(faults: Faults) -> None:
 DATE = re.compile(r"(\d{4}-\d{2}-\d{2}(?:[ T]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?)\s?(Z|UTC|[+-]\d{2}:?\d{2})?")
 
 
-def _session_of(wall: pd.DatetimeIndex, instant: pd.DatetimeIndex | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sessions, and which of them are ambiguous: a midnight as written, among times, that is another date there."""
+def _zone_of(exchange: str) -> str:
+    """The zone in which an exchange's sessions are dates; New York's for none, and for a market that never closes (its calendar is in UTC)."""
+    zone = str(bar_quality.exchange(exchange, pd.Timestamp.now()).tz) if exchange else "UTC"  # any date will do
+    return EXCHANGE_ZONE if zone == "UTC" else zone
+
+
+def _session_of(wall: pd.DatetimeIndex, instant: pd.DatetimeIndex | None, exchange: str) -> tuple[np.ndarray, np.ndarray, str]:
+    """Sessions, which of them are ambiguous (a midnight as written, among times, that is another date there), and the zone they were read in, if any."""
     written = wall.normalize()
     if instant is None or (wall == written).all():
-        return written.to_numpy().astype(SESSION_DTYPE), np.zeros(len(wall), dtype=bool)
-    there = instant.tz_convert(EXCHANGE_ZONE).tz_localize(None).normalize()
-    return there.to_numpy().astype(SESSION_DTYPE), np.asarray((wall == written) & (there != written))
+        return written.to_numpy().astype(SESSION_DTYPE), np.zeros(len(wall), dtype=bool), ""
+    zone = _zone_of(exchange)
+    there = instant.tz_convert(zone).tz_localize(None).normalize()
+    return there.to_numpy().astype(SESSION_DTYPE), np.asarray((wall == written) & (there != written)), zone
 
 
-def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sessions (NaT where not a date), which are ambiguous, and which texts carry a zone."""
+def _text_sessions(unique: Sequence[str], exchange: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Sessions (NaT where not a date), which are ambiguous, which texts carry a zone, and the zone the sessions were read in, if any."""
     found = [DATE.fullmatch(text.strip()) for text in unique]
     aware = np.array([bool(match and match[2]) for match in found], dtype=bool)
     plain = [match[1].replace("T", " ") if match else None for match in found]
@@ -172,24 +179,24 @@ def _text_sessions(unique: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.nd
         instants = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
         known &= instants.notna()
     sessions, unclear = np.full(len(walls), np.datetime64("NaT"), dtype=SESSION_DTYPE), np.zeros(len(walls), dtype=bool)
-    sessions[known], unclear[known] = _session_of(walls[known], None if instants is None else instants[known])
-    return sessions, unclear, aware
+    sessions[known], unclear[known], zone = _session_of(walls[known], None if instants is None else instants[known], exchange)
+    return sessions, unclear, aware, zone
 
 # %% ../nbs/07a_intake.ipynb #2bf3d83c
 DATED = ("1800", "2262")  # first year of a date, and the first beyond the last
 
 
-def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
-    """The session of each row of `rows` (columns `row symbol date`); what is wrong goes to `faults`."""
+def parse_sessions(rows: pd.DataFrame, faults: Faults, exchange: str = "") -> pd.Series:
+    """The session of each row of `rows` (columns `row symbol date`), by the clock of `exchange` (a code of exchange-calendars; none: New York's); what is wrong goes to `faults`."""
     codes, unique = pd.factorize(rows["date"])  # few dates, many rows
     first = np.arange(len(rows)) == 0
     if rows["date"].dtype.kind == "M":
         zoned = getattr(rows["date"].dt, "tz", None) is not None
         walls = pd.DatetimeIndex(unique)
-        found, odd = _session_of(walls.tz_localize(None), walls if zoned else None)
+        found, odd, zone = _session_of(walls.tz_localize(None), walls if zoned else None, exchange)
     else:
         zoned, texts = False, [str(text) for text in unique]
-        found, odd, aware = _text_sessions(texts)
+        found, odd, aware, zone = _text_sessions(texts, exchange)
         if aware.any() and not aware.all():
             mixed = np.append(aware, False)[codes] != aware[codes[0]]
             known = ~np.isnat(np.append(found, np.datetime64("NaT"))[codes])
@@ -203,7 +210,8 @@ def parse_sessions(rows: pd.DataFrame, faults: Faults) -> pd.Series:
     faults.add(rows, np.isnat(sessions), "date", "not a date; write it as YYYY-MM-DD")
     faults.add(rows, unclear, "date", "a midnight in another zone, among dates with a time; write dates only")
     if zoned:
-        told = f"all {len(rows)} dates carry a time zone; the session's date was taken"
+        taken = f"the session's date in {zone} was taken" if zone else "they are midnights, and the dates were taken as written"
+        told = f"all {len(rows)} dates carry a time zone; {taken}"
         faults.add(rows, first, "date", told, "repaired")
     return pd.Series(sessions, index=rows.index, name="session")
 
@@ -329,7 +337,7 @@ def _panel(columns: dict[str, pd.Series], file: str) -> pd.DataFrame:
     return pd.DataFrame(panel, copy=False)
 
 # %% ../nbs/07a_intake.ipynb #22a21321
-def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None, exchange: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Check bars and put them into the panel's shape.
 
     Parameters
@@ -341,6 +349,8 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
         Name shown in messages.
     faults : Faults, optional
         What the reader already found, such as texts where numbers belong.
+    exchange : str
+        Code of exchange-calendars by whose clock instants are sessions; none: New York's.
 
     Returns
     -------
@@ -358,7 +368,7 @@ def validate(rows: pd.DataFrame, file: str, faults: Faults | None = None) -> tup
     require_columns(rows, ["row", "symbol", *NUMBERS], file)
     rows = rows.assign(symbol=_texts(rows["symbol"]))
     if "session" not in rows:
-        rows = rows.assign(session=parse_sessions(rows, faults))
+        rows = rows.assign(session=parse_sessions(rows, faults, exchange))
     else:
         faults.add(rows, rows["session"].isna(), "session", "the session is missing")
     rows = rows.assign(date=rows.get("date", rows["session"]), session=rows["session"].astype(SESSION_DTYPE))
@@ -655,7 +665,7 @@ def _bars(path: Path, kind: str | None, symbol: str | None, faults: Faults) -> p
     return rows
 
 
-def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def read_bars(path: Path, kind: str | None = None, symbol: str | None = None, exchange: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Bars of a csv or Parquet file in long format, validated.
 
     Parameters
@@ -665,13 +675,15 @@ def read_bars(path: Path, kind: str | None = None, symbol: str | None = None) ->
         None goes by the file's name.
     symbol : str, optional
         The one symbol of a file without a symbol column (VIX, index).
+    exchange : str
+        As for `validate`.
 
     Returns
     -------
     (panel, faults) : as `validate`.
     """
     faults = Faults(path.name)
-    return validate(_bars(path, kind, symbol, faults), path.name, faults)  # handed over, not kept: the rows are held once
+    return validate(_bars(path, kind, symbol, faults), path.name, faults, exchange)  # handed over, not kept: the rows are held once
 
 # %% ../nbs/07a_intake.ipynb #740b9a57
 MAX_CARRY = 5  # sessions over which a Treasury rate is carried

@@ -149,7 +149,7 @@ def from_file(desk: Desk, path: Path) -> pd.DataFrame:
     DataError
         If the file cannot be read, a row is refused, or one is of another session.
     """
-    rows, _ = intake.read_bars(path)
+    rows, _ = intake.read_bars(path, exchange=desk.settings.market.calendar)
     other = rows["session"] != desk.session
     if other.any():
         first = rows[other].iloc[0]

@@ -69,13 +69,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../nbs/10_market.ipynb #65515881
-def read_rates(path: Path) -> pd.DataFrame:
-    """Interest rates in percent by session: `date` and any of `rate_3m rate_2y rate_10y`; missing is allowed."""
+def read_rates(path: Path, exchange: str = "") -> pd.DataFrame:
+    """Interest rates in percent by session: `date` and any of `rate_3m rate_2y rate_10y`; missing is allowed. `exchange` is as for `validate`."""
     faults = Faults(path.name)
     rows = read_columns(path, None, ["date"], RATES, faults)
     require_columns(rows, [name for name in RATES if name in rows] or list(RATES), path.name)
     rows = rows.assign(symbol="rates")
-    rows = rows.assign(session=parse_sessions(rows, faults))
+    rows = rows.assign(session=parse_sessions(rows, faults, exchange))
     check_keys(rows, faults)
     for name in rows.columns.intersection(list(RATES)):
         faults.add(rows, np.isinf(rows[name]), name, "the value is infinite")
@@ -121,16 +121,16 @@ def _overlap(sessions: Any, calendar: pd.DatetimeIndex, path: Path) -> None:
                         f"{calendar[-1].date()}). Correct its dates, name the file that fits in the [market] settings, or leave it out.")
 
 
-def _rates_beside(path: Path, calendar: pd.DatetimeIndex) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _rates_beside(path: Path, calendar: pd.DatetimeIndex, exchange: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rates of a file on the calendar, and what was carried, dropped or is missing."""
-    rates = read_rates(path)
+    rates = read_rates(path, exchange)
     _overlap(rates.index, calendar, path)
     return align(rates, calendar, path.name, MAX_CARRY)
 
 
-def _beside(path: Path, symbol: str, names: Mapping[str, str], calendar: pd.DatetimeIndex) -> tuple[pd.DataFrame, ...]:
+def _beside(path: Path, symbol: str, names: Mapping[str, str], calendar: pd.DatetimeIndex, exchange: str) -> tuple[pd.DataFrame, ...]:
     """The columns `names` (old: new) of a file beside the bars, on the calendar, and two lists of faults."""
-    bars, faults = read_bars(path, symbol=symbol)
+    bars, faults = read_bars(path, symbol=symbol, exchange=exchange)
     _overlap(bars["session"], calendar, path)
     values, gaps = align(bars.set_index("session")[list(names)].rename(columns=names), calendar, path.name)
     return values, faults[(faults["severity"] != "note") | (faults["session"] >= calendar[0])], gaps
@@ -145,19 +145,19 @@ def read_files(settings: Settings) -> MarketData:
         If a file is missing, is not what its name says, or holds a row that is refused.
     """
     market = settings.market
-    panel, found = read_bars(_file(str(market.path)), market.provider)
+    panel, found = read_bars(_file(str(market.path)), market.provider, exchange=market.calendar)
     calendar, told = pd.DatetimeIndex(panel["session"].unique()), [found]
     index_source, vix_source = "equal-weighted mean of the panel's own returns", "none"
     parts = [] if market.index_path else [equal_weight(panel)]
     if market.index_path:
-        close, *faults = _beside(_file(market.index_path), "^INDEX", {"close": "index_close"}, calendar)
+        close, *faults = _beside(_file(market.index_path), "^INDEX", {"close": "index_close"}, calendar, market.calendar)
         parts, told, index_source = [close], [*told, *faults], f"file {_file(market.index_path).name}"
     if market.vix_path:
         names = dict(zip(("open", "high", "low", "close"), VIX, strict=True))
-        vix, *faults = _beside(_file(market.vix_path), "^VIX", names, calendar)
+        vix, *faults = _beside(_file(market.vix_path), "^VIX", names, calendar, market.calendar)
         parts, told, vix_source = [*parts, vix], [*told, *faults], f"file {_file(market.vix_path).name}"
     if market.rates_path:
-        rates, carried = _rates_beside(_file(market.rates_path), calendar)
+        rates, carried = _rates_beside(_file(market.rates_path), calendar, market.calendar)
         parts, told = [*parts, rates], [*told, carried]
     sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
     return MarketData(
@@ -309,11 +309,11 @@ def _as_notes(messages: Sequence[str], file: str) -> pd.DataFrame:
 
 
 def _beside_synced(
-    bars: pd.DataFrame, calendar: pd.DatetimeIndex, path: str | None, symbol: str, names: Mapping[str, str]
+    bars: pd.DataFrame, calendar: pd.DatetimeIndex, path: str | None, symbol: str, names: Mapping[str, str], exchange: str
 ) -> tuple[list[pd.DataFrame], list[pd.DataFrame], str]:
     """The columns `names` (old: new) from the file `path`, else of the fetched `symbol`; what was wrong, and the source."""
     if path:
-        values, *faults = _beside(_file(path), symbol, names, calendar)
+        values, *faults = _beside(_file(path), symbol, names, calendar, exchange)
         return [values], faults, f"file {_file(path).name}"
     own = bars[bars["symbol"] == symbol].set_index("session")
     if own.empty:
@@ -340,12 +340,12 @@ def read_synced(cache: Path, settings: Settings, as_of: Any = None) -> MarketDat
     rows = bars[bars["symbol"].isin(settings.universe.symbols)]
     panel, found = validate(rows.assign(row=np.arange(1, len(rows) + 1)), "yfinance")
     calendar, stale = pd.DatetimeIndex(panel["session"].unique()), _degradation(manifest, "yfinance")
-    index, index_told, index_source = _beside_synced(bars, calendar, market.index_path, "^GSPC", {"close": "index_close"})
+    index, index_told, index_source = _beside_synced(bars, calendar, market.index_path, "^GSPC", {"close": "index_close"}, market.calendar)
     names = dict(zip(("open", "high", "low", "close"), VIX, strict=True))
-    vix, vix_told, vix_source = _beside_synced(bars, calendar, market.vix_path, "^VIX", names)
+    vix, vix_told, vix_source = _beside_synced(bars, calendar, market.vix_path, "^VIX", names, market.calendar)
     told, rates = [found, _as_notes(stale, "yfinance"), *index_told, *vix_told], []
     if market.rates_path:
-        values, carried = _rates_beside(_file(market.rates_path), calendar)
+        values, carried = _rates_beside(_file(market.rates_path), calendar, market.calendar)
         rates, told = [values], [*told, carried]
     sectors = read_sectors(_file(market.sectors_path)) if market.sectors_path else {}
     return MarketData(
@@ -869,7 +869,7 @@ def check_file(path: Path, settings: Settings) -> tuple[dict[str, Any], pd.DataF
     RefusedData, DataError
         As `read_bars`.
     """
-    panel, faults = read_bars(path)
+    panel, faults = read_bars(path, exchange=settings.market.calendar)
     last = panel["session"].iloc[-1]
     report, found = _judged(panel, pd.DataFrame({"session": panel["session"].unique()}), settings, last)
     faults = typed_faults(pd.concat([faults, found], ignore_index=True))

@@ -221,6 +221,31 @@ def test_zones_are_read_as_sessions(tmp_path):
             assert faults["severity"].tolist() == ["repaired"]
 
 
+@pytest.mark.parametrize("code, zone", [("XFRA", "Europe/Berlin"), ("XTKS", "Asia/Tokyo"), ("XNYS", "America/New_York"), ("", "America/New_York"), ("24/7", "America/New_York")])
+def test_instants_are_sessions_by_the_clock_of_the_exchange(tmp_path, code, zone):
+    """Midnights of the exchange, and its evenings, written in UTC."""
+    days = pd.bdate_range("2021-03-15", periods=40)  # over the change to summer time
+    given = Settings.model_validate({"market": {"provider": "csv", "path": "bars.csv", "calendar": code}})
+    for hour in (0, 17):
+        dates = (days + pd.Timedelta(hours=hour)).tz_localize(zone).tz_convert("UTC")
+        rows = bars("AAA").assign(date=dates)
+        rows.to_parquet(tmp_path / "bars.parquet", index=False)
+        rows.assign(date=[x.isoformat() for x in dates]).to_csv(tmp_path / "bars.csv", index=False)
+        for name in ("bars.parquet", "bars.csv"):
+            panel, faults = intake.read_bars(tmp_path / name, exchange=code)
+            assert panel["session"].tolist() == days.tolist()
+            assert faults["message"].tolist() == [f"all 40 dates carry a time zone; the session's date in {zone} was taken"]
+    assert market.check_file(tmp_path / "bars.csv", given)[0]["first_session"] == "2021-03-15"
+    rows[["date", "close"]].assign(date=dates.strftime("%Y-%m-%dT%H:%MZ")).to_csv(tmp_path / "vix.csv", index=False)
+    given = {"provider": "csv", "path": str(tmp_path / "bars.csv"), "vix_path": str(tmp_path / "vix.csv"), "calendar": code}
+    output = market.run({}, Settings.model_validate({"market": given}), None)
+    assert output.frames["index"]["vix_close"].notna().all() and output.documents["summary"]["as_of"] == str(days[-1].date())
+    midnights = bars("AAA").assign(date=[f"{day.date()}T00:00:00Z" for day in days])
+    midnights.to_csv(tmp_path / "bars.csv", index=False)  # dates that a tool wrote as instants: taken as they are, whatever the exchange
+    panel, faults = intake.read_bars(tmp_path / "bars.csv", exchange=code)
+    assert panel["session"].tolist() == days.tolist() and "taken as written" in faults["message"].iloc[0]
+
+
 def test_weekends_odd_opens_and_jumps_are_noted(tmp_path):
     rows = bars("AAA")
     rows.loc[20:, list(intake.PRICES)] *= 10
