@@ -142,7 +142,7 @@ def quotes(desk: Desk, found: list[tuple[Any, tuple[str, ...]]] | None = None, c
 
 
 def from_file(desk: Desk, path: Path) -> pd.DataFrame:
-    """The rows of a file of bars, which must be of the session alone.
+    """The rows of a file of bars, which must be of the session alone; without the column, `adj_close` is unknown and `judge` scales it.
 
     Raises
     ------
@@ -155,6 +155,8 @@ def from_file(desk: Desk, path: Path) -> pd.DataFrame:
         first = rows[other].iloc[0]
         raise DataError(f"{path.name}, symbol {first['symbol']}: a bar of {first['session'].date()}, but {desk.session.date()} is looked at. Give the bars of that session alone; "
                         "those of sessions that are over belong into the provider's data.")
+    if "adj_close" not in intake.read_columns(path, None, ["symbol", "date", "close"], intake.NUMBERS, intake.Faults(path.name)):
+        rows = rows.assign(adj_close=np.nan)  # the close stood in; against an adjusted history that were a return nobody had
     return rows[list(market.SYNCED)]
 
 

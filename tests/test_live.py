@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from mltrader import features, live, market, orchestrator, predict, promotion, regimes, registry, vendors
 from mltrader import store as db
 from mltrader.cli import app
-from mltrader.config import load_settings
+from mltrader.config import Settings, load_settings
 from mltrader.core import Clock, ConfigError, DataError, digest_file
 from mltrader.quality import sessions
 from mltrader.store import Store
@@ -270,6 +270,20 @@ def test_what_is_asked_at_the_wrong_time_or_of_the_wrong_day(desk, opened, tmp_p
     broken = desk.call("2022-11-30 11:00", "predict", "--live", "--bars", str(tmp_path / "nan.csv"))
     assert broken.code == 4 and "nan.csv, row 2, symbol AAA" in broken.error and "the price is missing" in broken.error
     assert desk.call("2022-11-30 11:00", "predict", "--bars", "x.csv").error.startswith("--bars is for --live")
+
+
+@pytest.mark.parametrize(("name", "given"), [("", 0.0), ("adj_close", 0.01), ("adjclose", 0.01)])
+def test_a_file_without_adjusted_closes_is_read_on_the_scale_of_the_history(tmp_path, name, given):
+    """The price has not moved since yesterday, and neither has the adjusted one; a file that has the column is taken at its word."""
+    days = pd.DatetimeIndex(["2022-11-28", "2022-11-29"]).as_unit("us")
+    panel = pd.DataFrame({"session": days[:1].repeat(2), "symbol": ["AAA", "BBB"], "close": [50.0, 80.0]}).assign(adj_close=lambda rows: 0.85 * rows["close"])
+    bars = panel[["symbol", "close"]].assign(date="2022-11-29", volume=1000.0)
+    (bars.assign(**{name: panel["adj_close"] * (1 + given)}) if name else bars).to_csv(tmp_path / "today.csv", index=False)
+    desk = SimpleNamespace(session=days[1], settings=Settings(), data=SimpleNamespace(panel=panel, index=pd.DataFrame({"session": days[:1]})))
+    rows = live.from_file(desk, tmp_path / "today.csv")
+    assert rows["adj_close"].isna().all() == (not name)
+    kept, reasons = live.judge(desk, rows)
+    assert not reasons and np.allclose(kept["adj_close"] / panel["adj_close"] - 1, given) and np.allclose(kept["close"], panel["close"])
 
 
 def test_a_batch_that_saw_a_provisional_bar_would_be_found(desk, opened, tmp_path):
