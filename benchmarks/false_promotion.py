@@ -346,7 +346,7 @@ def show(made: dict[str, Any], others: list[str]) -> None:
         print(f"In {same} a gate that takes 2.5 % at every look errs in as few worlds as the gate: these tables do not show what spending is worth.")
     for line in made["power"]:
         low, high = line["interval"]
-        print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; ratio {line['ratio']:.2f}"
+        print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; {f"ratio {line['ratio']:.2f}" if line['oracle'] else 'no ratio'}"
               + (f", bar {RATIO}" if CASES[line["world"]].aimed else ", no bar") + ("" if line["ok"] else "  MISSED") + (f"; stopped elsewhere by {line['stops']}" if line["stops"] else ""))
     if made["break"]:
         b = made["break"]
@@ -405,7 +405,7 @@ def rows_of(made: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], barred(one["world"], one["bar"], one["ok"]), one["ok"],
                         f"of {one['worlds']} worlds{earlier(one['world'])}, at most {one['upper']:.1%} (one-sided 95 %); " + (f"{one['replaced']} replacements" if "replaced" in one else f"{one['promotions']} promotions in {one['worlds_promoted']} worlds"), unit="worlds", least=False) for one in made["errors"]]
-    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
+    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"] if one["oracle"] else None, barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
                          f"promoted in {one['loop']} of {one['worlds']} worlds{earlier(one['world'])}, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
     if b := made["break"]:
         for words, window, bar in (("in time", b, RATIO), ("in as many cycles that can see it", b["seeing"], None)):
