@@ -345,8 +345,8 @@ def show(made: dict[str, Any], others: list[str]) -> None:
     if same := careless_alike(made["errors"]):
         print(f"In {same} a gate that takes 2.5 % at every look errs in as few worlds as the gate: these tables do not show what spending is worth.")
     for line in made["power"]:
-        low, high = line["interval"]
-        print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; {f"ratio {line['ratio']:.2f}" if line['oracle'] else 'no ratio'}"
+        (low, high), ratio = line["interval"], f"ratio {line['ratio']:.2f}" if line["oracle"] else "no ratio"
+        print(f"power at {line['world']}: IC attained {line['ic']:.3f}; promoted in {line['loop']} of {line['worlds']} ({100 * low:.0f}-{100 * high:.0f} %), the oracle's test in {line['oracle']}; {ratio}"
               + (f", bar {RATIO}" if CASES[line["world"]].aimed else ", no bar") + ("" if line["ok"] else "  MISSED") + (f"; stopped elsewhere by {line['stops']}" if line["stops"] else ""))
     if made["break"]:
         b = made["break"]
