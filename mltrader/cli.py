@@ -158,7 +158,7 @@ def _run_row(run_id: str) -> dict[str, Any]:
             raise ConfigError(f"There is no run {run_id!r}; the last are {', '.join(r['id'] for r in db.runs(conn, 5)) or 'none'}.")
     return found[0]
 
-
+# %% ../nbs/90_cli.ipynb #cb01a543
 @app.command()
 def status(as_json: Json = False) -> None:
     """What is running, what ran last, who is champion, is a cycle due. Example: mltrader status"""
@@ -286,12 +286,12 @@ def predict(
     from mltrader.predict import predict as say_of
 
     store, beside, wanted = _store(), {}, [*(symbols or ()), *(symbol or ())]
+    refuse_other_data(store, load_settings())
     if live:
         made, beside = _live(as_of, version, bars, wanted)
     elif bars:
         raise ConfigError("--bars is for --live; bars of sessions that are over come from the provider of the settings.")
     else:
-        refuse_other_data(store, load_settings())
         whole = say_of(store, as_of, version)  # a session of which some symbols alone are on record would be taken for all of it
         made = only(whole, wanted)
     keep = not dry_run and not made.in_hindsight and version is None and not live
@@ -576,6 +576,8 @@ def timemachine(
 
         done, known = machine.walked_until(chosen), market.run({"cache": {"folder": home() / "cache"}}, load_settings(), None).documents["summary"]["as_of"]
         last = min(last, f"{known:.10}")
+        if to_session(first) > to_session(last):
+            raise ConfigError(f"The data end on {last}, before --start {start}.")
         say({"arm": arm, "start": first, "end": last, "walked_until": done}, as_json, f"would walk the arm {arm} from {first} to {last}" + (f"; it has come to {done}" if done else ""))
         return
     if blocks.engine() == "dask":  # what can be fitted ahead, workers fit; the walk itself is a chain

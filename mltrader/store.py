@@ -532,13 +532,7 @@ class Store:
             self.migrate()
         elif not (file.is_file() if file is not None else self.version()):
             raise NoStore(f"There is no store at {file or self.address} yet; `mltrader cycle` (or `make run`) makes one.")
-        else:
-            self._refuse_newer(self.version())
-
-    @staticmethod
-    def _refuse_newer(found: int) -> None:
-        if found > len(MIGRATIONS):
-            raise ConfigError(f"The store has version {found}, this mltrader knows {len(MIGRATIONS)}; install a newer mltrader.")
+        self.version()  # a newer one is refused
 
     @property
     def address(self) -> str:
@@ -575,17 +569,16 @@ class Store:
                                  "disk is full, try again later; if it is damaged, restore it from a backup. Nothing was written.") from error
 
     def version(self) -> int:
-        """Number of migrations applied; 0 for an empty database."""
+        """Number of migrations applied; 0 for an empty database. More than this code knows are a `ConfigError`."""
         with self.read() as conn:
-            if not sa.inspect(conn).has_table("store_facts"):
-                return 0
-            value = conn.execute(sa.select(store_facts.c.value).where(store_facts.c.key == "version")).scalar()
-            return int(value or 0)
+            found = self._version_in(conn) if sa.inspect(conn).has_table("store_facts") else 0
+        if found > len(MIGRATIONS):
+            raise ConfigError(f"The store has version {found}, this mltrader knows {len(MIGRATIONS)}; install a newer mltrader.")
+        return found
 
     def migrate(self) -> int:
         """Apply what is missing; returns the version reached."""
-        self._refuse_newer(found := self.version())
-        if found == len(MIGRATIONS):
+        if (found := self.version()) == len(MIGRATIONS):
             return found
         with self.write() as conn:
             start = 0 if not sa.inspect(conn).has_table("store_facts") else self._version_in(conn)
