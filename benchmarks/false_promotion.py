@@ -405,8 +405,8 @@ def rows_of(made: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     rows = [timing.line(f"{one['world']}: {one['question']}", one["errors"], barred(one["world"], one["bar"], one["ok"]), one["ok"],
                         f"of {one['worlds']} worlds{earlier(one['world'])}, at most {one['upper']:.1%} (one-sided 95 %); " + (f"{one['replaced']} replacements" if "replaced" in one else f"{one['promotions']} promotions in {one['worlds_promoted']} worlds"), unit="worlds", least=False) for one in made["errors"]]
-    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"] if one["oracle"] else None, barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
-                         f"promoted in {one['loop']} of {one['worlds']} worlds{earlier(one['world'])}, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"]]
+    rows += [timing.line(f"{one['world']}: power against the oracle's", one["ratio"], barred(one["world"], RATIO if CASES[one["world"]].aimed else None, one["ok"]), one["ok"],
+                         f"promoted in {one['loop']} of {one['worlds']} worlds{earlier(one['world'])}, the oracle in {one['oracle']}; IC attained {one['ic']:.3f}", least=True) for one in made["power"] if one["oracle"]]
     if b := made["break"]:
         for words, window, bar in (("in time", b, RATIO), ("in as many cycles that can see it", b["seeing"], None)):
             apart = "; difference {:+.0%} [{:+.0%}, {:+.0%}] (95 %)".format(*window["difference"]) if window["difference"] else ""
@@ -448,7 +448,9 @@ def main() -> None:
         parser.error(f"there are no results of this code in {root}; without --report they are computed")
     made = summary(found)
     if options.json:
-        print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": ["worlds still to come, " + ", ".join(f"{name}: {count}" for name, count in made["missing"].items())] if made["missing"] else [], "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
+        absent = ["worlds still to come, " + ", ".join(f"{name}: {count}" for name, count in made["missing"].items())] if made["missing"] else []
+        absent += [f"a ratio for {one['world']}: the oracle itself is sure in none of {one['worlds']} worlds, the loop promoted in {one['loop']}" for one in made["power"] if not one["oracle"]]
+        print(json.dumps({"rows": rows_of(made), "machine": timing.machine(), **made, "missing": absent, "study": STUDY, "sizes": sizes(), "versions": versions(), "quick": options.quick, "cpus": os.cpu_count()}, indent=1))
     else:
         show(made, others)
     sys.exit(made["missed"] and not options.quick)
