@@ -610,7 +610,7 @@ def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[St
     Raises
     ------
     ConfigError
-        If no champion has spoken.
+        If no champion has spoken, or no label of what it spoke of is known yet.
     DataError
         If a rival has no word on a row of the champion's: all are judged on the same.
     """
@@ -625,6 +625,8 @@ def heard(world: World, store: Store, artifacts: ArtifactStore, window: tuple[St
     keys, days = ["session", "symbol"], np.unique(said["session"].to_numpy())
     regime = world.made["regimes"]["market_regimes"][["session", "regime"]].rename(columns={"regime": "market_regime"})
     frame = said.merge(table[[*keys, "label", "label_known_at", "forward_log_return"]], on=keys).merge(regime, on="session", how="left")
+    if frame.empty:
+        raise ConfigError("No outcome of what the champion said is known yet, so there is nothing to compare.")
     frame = _named(frame, "champion")
     plans = {"newest": in_turn(days, [(row["as_of"], row["model_version"]) for row in gates]), "never": in_turn(days, [(moves[0]["as_of"], moves[0]["model_version"])])}
     speakers = [(name, store, artifacts, plan) for name, plan in plans.items()]
@@ -1080,7 +1082,7 @@ def verdict(walk: Journey | None) -> str:
     lived += f"From {walk.first.date()} to {walk.last.date()} the loop ran {walk.cycles} judged cycles, promoted {walk.champions} models, refused {counts.drop(['PROMOTE', 'ROLLBACK'], errors='ignore').sum()} and rolled back {counts.get('ROLLBACK', 0)}; "
     lived += f"it met {met.sum()} of {len(met)} crises, with {int(walk.events['false'].sum())} false events."
     if walk.scores is None:
-        return lived + " No champion was ever in force, so there is nobody to compare."
+        return lived + (" No outcome of what its champion said is known yet, so there is nothing to compare." if walk.champions else " No champion was ever in force, so there is nobody to compare.")
     lived += f" A champion speaks from {walk.frame['session'].min().date()} on; of earlier sessions there is nothing to compare."
     overall = walk.scores[walk.scores["scope"] == "all"].set_index("rival").drop(index="champion")
     words = [f"{_sign(row.gain, row.gain_low, row.gain_high)} {RIVALS[name]} ({_with_interval(row.gain, row.gain_low, row.gain_high)} nats)" for name, row in overall.iterrows()]

@@ -430,6 +430,16 @@ def test_the_report_counts_cycles_and_times_of_every_arm_and_what_was_earned_whe
     assert table.loc[table["rival"] == "prior", "net return"].eq("–").all() and table.loc[(table["rival"] == "champion") & (table["scope"] == "all"), "net return"].item() == f"{nets['all', 'champion']:+.1%}"
 
 
+def test_a_walk_that_ends_before_its_champions_first_outcome_is_told(walked, told):
+    """Days after the first promotion no label is known: there is nothing to compare, and the page says so."""
+    made = told.world.made
+    young = replace(told.world, made={**made, "labels": {**made["labels"], "labels": made["labels"]["labels"].query("session < '2019-01-01'")}})
+    with pytest.raises(ConfigError, match="No outcome of what the champion said is known yet"), tm.at_home(walked.folder):
+        tm.heard(young, walked.store, tm.Recalled(home() / "artifacts"))
+    assert tm.verdict(replace(told, frame=None)).endswith("No outcome of what its champion said is known yet, so there is nothing to compare.")
+    assert "ever in force" in tm.verdict(replace(told, frame=None, decisions=told.decisions.iloc[:0]))
+
+
 def test_the_page_is_about_an_arm_that_was_walked(told, monkeypatch):
     """Without a walk of main, the first arm that was walked is told, and named."""
     asked = []
